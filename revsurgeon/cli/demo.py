@@ -1,0 +1,146 @@
+"""`revsurgeon demo`: a guided tour on the network that travels with the package."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from revsurgeon.cli import options
+from revsurgeon.cli.options import examples
+from revsurgeon.cli.output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EXAMPLES = examples(
+    ("The tour; it leaves nothing behind", "demo"),
+    ("Shorter, and keep the converted network", "demo --steps 5 --output demo-tour"),
+    ("The same tour in the other mode, as JSON", "demo --mode re2 --steps 5 --json"),
+)
+
+_TEST_IMAGES = 500
+
+
+def demo(
+    mode: options.Mode = "dr2",
+    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Finetuning steps to take.")] = 40,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Keep the converted network here.", show_default=False
+        ),
+    ] = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Take a guided tour: inspect, convert and finetune a small network.
+
+    The network is shipped in the package, so the tour needs no network connection.
+    """
+    with Output(as_json=as_json, quiet=quiet, debug=debug) as out, ExitStack() as stack:
+        target = output
+        if target is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="revsurgeon-demo-"))
+            target = Path(folder) / f"demo-{mode}"
+        report = {
+            "inspect": _inspect(out),
+            "convert": _convert(out, target, mode, force=force),
+            "finetune": _finetune(out, target, steps),
+        }
+        out.print("", "Now your own network: revsurgeon inspect SOURCE, revsurgeon convert SOURCE")
+        after = report["finetune"]["accuracy_after"]
+        out.result(report, brief=f"accuracy {after:.3f}")
+
+
+def _inspect(out: Output) -> dict[str, Any]:
+    out.heading("1. What can be rewired")
+    out.print(
+        "A vision transformer, really trained on handwritten digits, is shipped with the package.",
+        "$ revsurgeon inspect demo",
+    )
+    with out.progress() as step:
+        step("Importing torch and following one forward pass")
+        import revsurgeon as rs
+        from revsurgeon.sources import resolve
+
+        source = resolve("demo", random_weights=True)
+        anatomy = rs.inspect(source.module("meta"), source.inputs.example(device="meta"))
+    from revsurgeon.cli.anatomy_tree import tree
+
+    out.print(tree(source.name, anatomy, everything=False))
+    return {"segments": len(anatomy.segments), "chains": len(anatomy.chains), "share": anatomy.share}
+
+
+def _convert(out: Output, target: Path, mode: str, *, force: bool) -> dict[str, Any]:
+    from revsurgeon.artifact import read_manifest
+    from revsurgeon.cli.convert import document, summary
+
+    out.heading("2. The surgery")
+    out.print(
+        "Each residual module gets a second stream beside it. At alpha 1, beta 0 the network is the",
+        "pretrained one, bit for bit; the recipe says where finetuning starts from there.",
+        f"$ revsurgeon convert demo --mode {mode}",
+    )
+    with out.progress() as step:
+        import revsurgeon as rs
+
+        path = rs.convert("demo", mode, output=target, force=force, progress=step)
+    manifest = read_manifest(path)
+    out.print(*summary(path, manifest))
+    return document(path, manifest)
+
+
+def _finetune(out: Output, path: Path, steps: int) -> dict[str, Any]:
+    import revsurgeon as rs
+    from revsurgeon.cli import tour
+
+    out.heading("3. Finetuning")
+    out.print(
+        "A new domain: printed digits, shifted and noisy. All parameters move, and the coefficients",
+        "move along the recipe's schedule.",
+        ">>> model = revsurgeon.load(path)",
+        ">>> schedule = revsurgeon.CoefficientSchedule.from_manifest(model, total_steps)",
+        ">>> loss.backward(); optimizer.step(); schedule.step()",
+    )
+    with out.progress() as step:
+        step("Loading what was written")
+        model = rs.load(path)
+        images, labels = tour.printed_digits(_TEST_IMAGES, seed=1)
+        memory = _memory(model, images[:64])
+        before = tour.accuracy(model, images, labels)
+        step(f"Taking {steps} steps")
+        taken = list(tour.finetune(model, steps))
+        after = tour.accuracy(model, images, labels)
+    shown = range(0, steps, max(1, steps // 8))
+    out.print(*(_line(taken[index]) for index in sorted({*shown, steps - 1})))
+    out.print(
+        f"Accuracy on printed digits it has not seen: {before:.3f} before, {after:.3f} after.",
+        f"Activations kept for the backward pass of 64 images: {memory['reversible']:,} bytes reversible, "
+        f"{memory['stored']:,} bytes stored.",
+    )
+    return {
+        "steps": [vars(step_taken) for step_taken in taken],
+        "accuracy_before": before,
+        "accuracy_after": after,
+        "bytes_kept_for_backward": memory,
+    }
+
+
+def _memory(model: nn.Module, images: Any) -> dict[str, int]:
+    import revsurgeon as rs
+    from revsurgeon.cli.tour import bytes_kept_for_backward
+
+    reversible = bytes_kept_for_backward(model, images)
+    with rs.stored_activations(model):
+        stored = bytes_kept_for_backward(model, images)
+    return {"reversible": reversible, "stored": stored}
+
+
+def _line(step: Any) -> str:
+    return f"  step {step.number:3d}   loss {step.loss:.3f}   alpha {step.alpha:.3f}   beta {step.beta:.3f}"

@@ -1,0 +1,92 @@
+"""`revsurgeon inspect`: what can be rewired in a network, and why the rest cannot. Needs no weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from revsurgeon.cli import options
+from revsurgeon.cli.options import examples
+from revsurgeon.cli.output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from revsurgeon.anatomy.report import Anatomy
+    from revsurgeon.sources import Source
+
+EXAMPLES = examples(
+    ("The network that travels with the package", "inspect demo"),
+    ("A network of a billion parameters, without its weights", "inspect timm:vit_giant_patch14_dinov2"),
+    ("Everything that was left alone, with the reason", "inspect torchvision:resnet18 --all"),
+    ("The function that each segment runs", "inspect demo --code"),
+    ("On other inputs than the config says", "inspect timm:resnet18 --input x=1x3x64x64"),
+    ("A repository on the Hub (reads its config only)", "inspect facebook/videomae-small"),
+    ("For a script", "inspect demo --json"),
+)
+
+
+def inspect(
+    source: options.Source,
+    show_all: options.All = False,
+    code: options.Code = False,
+    inputs: options.Inputs = None,
+    revision: options.Revision = None,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what can be rewired in a network, and why the rest cannot.
+
+    Chains, their blocks and segments, the share of the parameters that is inside chains, and a reason
+    for everything left alone. Needs no weights, and mostly no memory for them either.
+    """
+    with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
+        with out.progress() as step:
+            step(f"Reading the architecture of {source}")
+            from revsurgeon.sources import resolve
+
+            found = resolve(
+                source,
+                revision=revision,
+                random_weights=True,
+                allow_pickle=allow_pickle,
+                trust_remote_code=trust_remote_code,
+            )
+            anatomy, device = _inspect(found, inputs or [], step)
+        from revsurgeon.cli import anatomy_tree
+
+        out.result(
+            _document(found, anatomy, device, code),
+            anatomy_tree.tree(found.name, anatomy, everything=show_all),
+            *(anatomy_tree.listings(anatomy, everything=show_all) if code else ()),
+            *anatomy_tree.closing_lines(source, anatomy, everything=show_all),
+            brief=anatomy_tree.headline(anatomy),
+        )
+
+
+def _inspect(source: Source, inputs: list[str], step: Callable[[str], None]) -> tuple[Anatomy, str]:
+    """Inspect on the meta device, or with random weights where its forward needs real numbers."""
+    import revsurgeon as rs
+
+    spec = source.inputs.override(inputs) if inputs else source.inputs
+    try:
+        step("Following one forward pass, without weights")
+        return rs.inspect(source.module("meta"), spec.example(device="meta")), "meta"
+    except (RuntimeError, NotImplementedError):
+        # Control flow on values (`if mask.all()`) and operators without a meta kernel end here.
+        step("It needs real numbers: once more with random weights")
+        return rs.inspect(source.module("cpu"), spec.example(device="cpu")), "cpu"
+
+
+def _document(source: Source, anatomy: Anatomy, device: str, code: bool) -> dict[str, object]:
+    from revsurgeon.cli.convert import as_data
+
+    report = anatomy.to_dict()
+    if not code:
+        for chain in report["chains"]:
+            for block in chain["blocks"]:
+                for segment in block["segments"]:
+                    del segment["code"]
+    return {"name": source.name, "source": as_data(source.provenance), "device": device, **report}
