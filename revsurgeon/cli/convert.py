@@ -112,7 +112,7 @@ def summary(path: Path, manifest: Manifest) -> list[Any]:
         ("recipe", f"{recipe.name} ({recipe.mode}), {path_of_coefficients(recipe)}"),
         (
             "coefficients",
-            f"alpha {manifest.coefficients['alpha']:g}, beta {manifest.coefficients['beta']:g}, "
+            f"alpha {manifest.coefficients.alpha:g}, beta {manifest.coefficients.beta:g}, "
             f"{manifest.arithmetic} arithmetic",
         ),
     ]

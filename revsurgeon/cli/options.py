@@ -66,7 +66,11 @@ Output = Annotated[
 ]
 Granularity = Annotated[
     Literal["segment", "block"] | None,
-    typer.Option(help="One reversible step a residual branch, or one a whole block. Overrides the recipe."),
+    typer.Option(
+        metavar="UNIT",
+        help="segment: one reversible step a residual branch. block: one a whole block. "
+        "Overrides the recipe.",
+    ),
 ]
 Include = Annotated[
     list[str] | None,
@@ -78,17 +82,23 @@ Exclude = Annotated[
 ]
 Merge = Annotated[
     Literal["auto", "normalized", "last"] | None,
-    typer.Option(help="How the two streams become one at a chain's end. Overrides the recipe."),
+    typer.Option(
+        metavar="WAY",
+        help="What becomes of the two streams at a chain's end: normalized, last, or auto. "
+        "Overrides the recipe.",
+    ),
 ]
 Arithmetic = Annotated[
     Literal["auto", "float", "exact"] | None,
     typer.Option(
-        help="Numbers of the two streams: exact costs a few bits and loses none. Overrides the recipe."
+        metavar="KIND",
+        help="Numbers of the streams: float, exact (a few bits more, nothing lost), or auto. "
+        "Overrides the recipe.",
     ),
 ]
 Dtype = Annotated[
     Literal["float32", "float16", "bfloat16"] | None,
-    typer.Option(help="Cast floating-point weights on the way. Default: as they are."),
+    typer.Option(metavar="DTYPE", help="Cast the weights to float32, float16 or bfloat16 on the way."),
 ]
 MaxShardSize = Annotated[
     str, typer.Option(metavar="SIZE", help="Split the weights into files of at most this size.")
