@@ -12,7 +12,11 @@ from typing import Protocol
 
 import pytest
 
+import revsurgeon.errors as revsurgeon_errors
 from revsurgeon.cli.app import run as run_in_process
+
+# Whichever is tested, a checkout or an installed package, other processes run the same one.
+PACKAGE = Path(revsurgeon_errors.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), **environment},
         )
 
     return start
