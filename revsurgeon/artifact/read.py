@@ -170,6 +170,8 @@ def _manifest_in(header: Header, file: Path) -> Manifest:
             where=str(file),
             hint=f"To convert them: revsurgeon convert {file}",
         )
+    if header.metadata.get("format") != "pt":
+        raise ArtifactError("The weights are not said to be PyTorch's.", where=str(file), hint=_AGAIN)
     return Manifest.from_json(header.metadata[_KEY], str(file))
 
 
