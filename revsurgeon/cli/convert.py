@@ -14,6 +14,7 @@ from revsurgeon.cli.quantities import plural, size
 
 if TYPE_CHECKING:
     from revsurgeon.artifact import Manifest
+    from revsurgeon.recipes import Recipe
 
 EXAMPLES = examples(
     ("The network that travels with the package; writes demo-dr2", "convert demo --mode dr2"),
@@ -31,7 +32,7 @@ EXAMPLES = examples(
 
 def convert(
     source: options.Source,
-    mode: options.Mode = "dr2",
+    mode: options.Mode = None,
     recipe: options.Recipe = None,
     output: options.Output = None,
     revision: options.Revision = None,
@@ -59,37 +60,48 @@ def convert(
     the source on example inputs.
     """
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
-        from revsurgeon.recipes import load_recipe
+        checked = _recipe(recipe, mode)  # before torch is imported or anything is downloaded
+        out.step("Starting torch")
+        import revsurgeon as rs
 
-        checked = load_recipe(recipe, mode)  # before torch is imported or anything is downloaded
-        with out.progress() as step:
-            import revsurgeon as rs
-
-            path = rs.convert(
-                source,
-                mode,
-                output=output,
-                recipe=checked if recipe is not None else None,
-                revision=revision,
-                random_weights=random_weights,
-                allow_pickle=allow_pickle,
-                trust_remote_code=trust_remote_code,
-                arithmetic=arithmetic,
-                granularity=granularity,
-                include=include or None,
-                exclude=exclude or None,
-                merge=merge,
-                inputs=inputs or None,
-                dtype=dtype,
-                max_shard_size=max_shard_size,
-                force=force,
-                verify=not no_verify,
-                progress=step,
-            )
+        path = rs.convert(
+            source,
+            checked.mode,
+            output=output,
+            recipe=checked,
+            revision=revision,
+            random_weights=random_weights,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            arithmetic=arithmetic,
+            granularity=granularity,
+            include=include or None,
+            exclude=exclude or None,
+            merge=merge,
+            inputs=inputs or None,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            force=force,
+            verify=not no_verify,
+            progress=out.step,
+        )
         from revsurgeon.artifact import read_manifest
 
         manifest = read_manifest(path)
         out.result(document(path, manifest), *summary(path, manifest), brief=str(path))
+
+
+def _recipe(name: str | None, mode: str | None) -> Recipe:
+    from revsurgeon.errors import UsageError
+    from revsurgeon.recipes import load_recipe
+
+    recipe = load_recipe(name, mode or "dr2")
+    if mode is not None and recipe.mode != mode:
+        raise UsageError(
+            f"--mode {mode} contradicts the recipe {recipe.name!r}, whose mode is {recipe.mode}.",
+            hint="Leave --mode out, or take another recipe: revsurgeon recipes list",
+        )
+    return recipe
 
 
 def document(path: Path, manifest: Manifest) -> dict[str, Any]:

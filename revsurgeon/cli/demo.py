@@ -26,7 +26,7 @@ _TEST_IMAGES = 500
 
 
 def demo(
-    mode: options.Mode = "dr2",
+    mode: options.Mode = None,
     steps: Annotated[int, typer.Option(min=1, max=10_000, help="Finetuning steps to take.")] = 40,
     output: Annotated[
         Path | None,
@@ -44,6 +44,7 @@ def demo(
     The network is shipped in the package, so the tour needs no network connection.
     """
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out, ExitStack() as stack:
+        mode = mode or "dr2"
         target = output
         if target is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="revsurgeon-demo-"))
@@ -64,13 +65,12 @@ def _inspect(out: Output) -> dict[str, Any]:
         "A vision transformer, really trained on handwritten digits, is shipped with the package.",
         "$ revsurgeon inspect demo",
     )
-    with out.progress() as step:
-        step("Importing torch and following one forward pass")
-        import revsurgeon as rs
-        from revsurgeon.sources import resolve
+    out.step("Importing torch and following one forward pass")
+    import revsurgeon as rs
+    from revsurgeon.sources import resolve
 
-        source = resolve("demo", random_weights=True)
-        anatomy = rs.inspect(source.module("meta"), source.inputs.example(device="meta"))
+    source = resolve("demo", random_weights=True)
+    anatomy = rs.inspect(source.module("meta"), source.inputs.example(device="meta"))
     from revsurgeon.cli.anatomy_tree import tree
 
     out.print(tree(source.name, anatomy, everything=False))
@@ -87,10 +87,9 @@ def _convert(out: Output, target: Path, mode: str, *, force: bool) -> dict[str, 
         "pretrained one, bit for bit; the recipe says where finetuning starts from there.",
         f"$ revsurgeon convert demo --mode {mode}",
     )
-    with out.progress() as step:
-        import revsurgeon as rs
+    import revsurgeon as rs
 
-        path = rs.convert("demo", mode, output=target, force=force, progress=step)
+    path = rs.convert("demo", mode, output=target, force=force, progress=out.step)
     manifest = read_manifest(path)
     out.print(*summary(path, manifest))
     return document(path, manifest)
@@ -108,15 +107,14 @@ def _finetune(out: Output, path: Path, steps: int) -> dict[str, Any]:
         ">>> schedule = revsurgeon.CoefficientSchedule.from_manifest(model, total_steps)",
         ">>> loss.backward(); optimizer.step(); schedule.step()",
     )
-    with out.progress() as step:
-        step("Loading what was written")
-        model = rs.load(path)
-        images, labels = tour.printed_digits(_TEST_IMAGES, seed=1)
-        memory = _memory(model, images[:64])
-        before = tour.accuracy(model, images, labels)
-        step(f"Taking {steps} steps")
-        taken = list(tour.finetune(model, steps))
-        after = tour.accuracy(model, images, labels)
+    out.step("Loading what was written")
+    model = rs.load(path)
+    images, labels = tour.printed_digits(_TEST_IMAGES, seed=1)
+    memory = _memory(model, images[:64])
+    before = tour.accuracy(model, images, labels)
+    out.step(f"Taking {steps} steps")
+    taken = list(tour.finetune(model, steps))
+    after = tour.accuracy(model, images, labels)
     shown = range(0, steps, max(1, steps // 8))
     out.print(*(_line(taken[index]) for index in sorted({*shown, steps - 1})))
     out.print(

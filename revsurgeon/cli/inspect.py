@@ -43,18 +43,17 @@ def inspect(
     for everything left alone. Needs no weights, and mostly no memory for them either.
     """
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
-        with out.progress() as step:
-            step(f"Reading the architecture of {source}")
-            from revsurgeon.sources import resolve
+        out.step(f"Reading the architecture of {source}")
+        from revsurgeon.sources import resolve
 
-            found = resolve(
-                source,
-                revision=revision,
-                random_weights=True,
-                allow_pickle=allow_pickle,
-                trust_remote_code=trust_remote_code,
-            )
-            anatomy, device = _inspect(found, inputs or [], step)
+        found = resolve(
+            source,
+            revision=revision,
+            random_weights=True,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+        anatomy, device = _inspect(found, inputs or [], out.step)
         from revsurgeon.cli import anatomy_tree
 
         out.result(

@@ -43,9 +43,11 @@ Inputs = Annotated[
     ),
 ]
 Mode = Annotated[
-    Literal["dr2", "re2"],
+    Literal["dr2", "re2"] | None,
     typer.Option(
-        help="dr2 starts near the pretrained network and moves away from it; re2 is Re2TAL's hard switch."
+        metavar="MODE",
+        help="dr2 starts near the pretrained network and moves away from it; re2 is Re2TAL's hard switch. "
+        "Default: dr2, or the recipe's.",
     ),
 ]
 Recipe = Annotated[

@@ -7,11 +7,10 @@ import os
 import shutil
 import sys
 import textwrap
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -47,7 +46,6 @@ class Output:
         self.reported = False
         self._stdout: TextIO = sys.stdout
         self._stack = ExitStack()
-        self._pause: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Output:
         self._stdout = sys.stdout
@@ -120,20 +118,20 @@ class Output:
 
     # -- progress, warnings, errors ----------------------------------------------------------
 
-    @contextmanager
-    def progress(self) -> Iterator[Callable[[str], None]]:
-        """Yield a function that says what is being done now; it writes to standard error.
+    def step(self, text: str) -> None:
+        """Say what is being done now: one line on standard error, none with --quiet.
 
-        On a terminal the present step has a spinner and the finished ones their seconds; elsewhere
-        each step is one plain line.
+        No spinner: the Hub's download bars appear between these lines, and two writers that move the
+        cursor on one terminal spoil each other's lines.
         """
         if self.quiet:
-            yield lambda step: None
-        elif not sys.stderr.isatty():
-            yield lambda step: print(step, file=sys.stderr, flush=True)
+            return
+        if sys.stderr.isatty():
+            from rich.text import Text
+
+            console(sys.stderr).print(Text(text, style="dim"), soft_wrap=True)
         else:
-            with _TerminalProgress(console(sys.stderr)) as progress:
-                yield progress.step
+            print(text, file=sys.stderr, flush=True)
 
     def _show_warning(
         self,
@@ -163,43 +161,6 @@ class Output:
         if self.as_json:
             self._write(json.dumps(failure.document(), indent=2))
         return failure.exit_code
-
-
-class _TerminalProgress:
-    """The present step with a spinner; when the next one starts, the last is left as a finished line."""
-
-    def __init__(self, target: Console) -> None:
-        from rich.status import Status
-
-        self._console = target
-        self._status = Status("", console=target)
-        self._step: str | None = None
-        self._since = 0.0
-
-    def __enter__(self) -> _TerminalProgress:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._status.stop()
-        if error is None:
-            self._finish()
-
-    def step(self, text: str) -> None:
-        self._finish()
-        self._step, self._since = text, time.monotonic()
-        self._status.update(_dim(text))
-        self._status.start()
-
-    def _finish(self) -> None:
-        if self._step is not None:
-            self._console.print(_dim(f"{self._step}  {time.monotonic() - self._since:.1f} s"))
-            self._step = None
-
-
-def _dim(text: str) -> RenderableType:
-    from rich.text import Text
-
-    return Text(text, style="dim")
 
 
 def _print_failure(text: str, kind: str) -> None:
