@@ -1,0 +1,354 @@
+"""Trace one block with torch.fx, on example values, into a graph over the live block.
+
+Unlike plain symbolic tracing, every proxy here carries the value that it had on the example
+inputs. Sizes stay symbolic (so that a graph serves any batch size) until Python code decides
+something by them; then the example decides, and the trace is marked as *specialised*: valid
+for inputs of exactly these shapes. What depends on the data itself ends the trace.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import operator
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Module.__call__ and Module.__getattr__ are patched while a trace runs.
+_PATCH_LOCK = threading.RLock()
+
+# Tensor attributes that a graph need not follow: they are part of the key under which it is kept.
+_FIXED_METADATA = frozenset(
+    {"dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "requires_grad", "is_sparse"}
+    | {"is_nested", "is_quantized", "is_mkldnn", "itemsize", "names", "is_leaf", "is_xpu", "is_mps"}
+)
+_FIXED_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex", "element_size", "get_device"})
+
+
+class TraceError(Exception):
+    """The block's Python code cannot be followed on example values; the message says why."""
+
+
+@dataclass
+class Trace:
+    """The graph of one block.
+
+    Attributes:
+        graph: nodes carry ``meta["value"]`` (the example value), ``meta["scope"]`` (the path of the
+            inlined submodule that made it), ``meta["mutates"]`` (nodes whose value it changed in place)
+            and ``meta["random"]`` (it drew random numbers without depending on an input).
+        leaves: the placeholder of every tensor among the flattened ``(args, kwargs)``, by its index there.
+        specialised: Python code decided something by a size, so the graph holds for these shapes only.
+        inlined: paths of all modules whose code was inlined.
+    """
+
+    graph: fx.Graph
+    leaves: dict[int, fx.Node]
+    specialised: bool
+    inlined: frozenset[str]
+
+
+class ValueProxy(fx.Proxy):
+    """A proxy that knows its example value."""
+
+    @property
+    def value(self) -> Any:
+        """The value on the example inputs."""
+        return self.node.meta["value"]
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.value
+        if isinstance(value, torch.Tensor):
+            if name in _FIXED_METADATA:
+                return getattr(value, name)
+            if name in _FIXED_METHODS:
+                return getattr(value, name)
+        if not hasattr(value, name):
+            raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
+        if callable(getattr(value, name)):
+            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def _decide(self) -> Any:
+        """The example value, for Python code that decides by it; only sizes may be decided by."""
+        if isinstance(self.value, torch.Tensor):
+            raise TraceError(f"Python code depends on the data in {self.node.name!r}")
+        self.tracer.specialised = True  # type: ignore[attr-defined]
+        return self.value
+
+    def __bool__(self) -> bool:
+        return bool(self._decide())
+
+    def __int__(self) -> int:
+        return int(self._decide())
+
+    def __index__(self) -> int:
+        return operator.index(self._decide())
+
+    def __float__(self) -> float:
+        return float(self._decide())
+
+    def __len__(self) -> int:
+        if isinstance(self.value, torch.Tensor):
+            return int(self.shape[0])
+        return len(self.value)  # the length of a tuple or a shape is structure, not data
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[i] for i in range(len(self))])
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._decide()
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+class _Factories(TorchFunctionMode):
+    """Records calls such as ``torch.arange(n)`` which no proxy takes part in."""
+
+    def __init__(self, tracer: BlockTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.tracer.evaluating or any(isinstance(leaf, fx.Proxy) for leaf in _leaves((args, kwargs))):
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and callable(func) and not isinstance(func, type(object.__init__)):
+            return self.tracer.create_proxy("call_function", func, args, kwargs)
+        return result
+
+
+class _Random(TorchDispatchMode):
+    """Notes whether an operation draws random numbers."""
+
+    drew = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.drew = self.drew or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
+class BlockTracer(fx.Tracer):
+    """Follows one call of one block.
+
+    Args:
+        block: the module; it is read, never changed.
+        inline: None to inline every module outside torch.nn, else the paths to inline.
+    """
+
+    def __init__(self, block: nn.Module, inline: frozenset[str] | None) -> None:
+        super().__init__()
+        self.root = block
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.inline = inline
+        self.inlined: set[str] = set()
+        self.specialised = False
+        self.evaluating = False
+        self.place = ""
+        self.tensor_paths: dict[int, str] = {}
+        self.module_paths: dict[int, str] = {}
+        for path, module in block.named_modules():
+            self.module_paths.setdefault(id(module), path)
+            prefix = f"{path}." if path else ""
+            owned: Mapping[str, Any] = {**module._parameters, **module._buffers, **module.__dict__}
+            for name, tensor in owned.items():
+                if isinstance(tensor, torch.Tensor):
+                    self.tensor_paths.setdefault(id(tensor), prefix + name)
+
+    # -- values ------------------------------------------------------------------------------
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The proxy type of this tracer (called by torch.fx)."""
+        return ValueProxy(node, self)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """Add a node and work out its example value."""
+        if kind not in ("placeholder", "output") and self.evaluating:
+            raise TraceError("a proxy met an operation inside a leaf module")
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        proxy.node.meta["scope"] = self.place
+        if kind not in ("placeholder", "output"):
+            self._evaluate(proxy.node)
+        return proxy
+
+    def create_arg(self, a: Any) -> Any:
+        """Turn an argument into graph form; a tensor must be one that the block owns."""
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if isinstance(a, torch.Tensor):
+            path = self.tensor_paths.get(id(a))
+            if path is None:
+                raise TraceError("a tensor that neither the block nor its arguments own is used")
+            return self.create_proxy("get_attr", path, (), {}).node
+        return super().create_arg(a)
+
+    def _evaluate(self, node: fx.Node) -> None:
+        def value(argument: Any) -> Any:
+            return fx.node.map_arg(argument, lambda n: n.meta["value"])
+
+        args, kwargs = value(node.args), value(node.kwargs)
+        before = [(n, v, v._version) for n in self.graph.nodes for v in _tensors(n.meta.get("value"))]
+        self.evaluating = True
+        try:
+            with torch.no_grad(), _Random() as random:
+                if node.op == "get_attr":
+                    result = operator.attrgetter(node.target)(self.root)  # type: ignore[arg-type]
+                elif node.op == "call_module":
+                    result = self.root.get_submodule(node.target).forward(*args, **kwargs)  # type: ignore[arg-type]
+                elif node.op == "call_method":
+                    result = getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
+                else:
+                    result = node.target(*args, **kwargs)  # type: ignore[operator]
+        finally:
+            self.evaluating = False
+        node.meta["value"] = result
+        node.meta["random"] = random.drew
+        node.meta["mutates"] = [n for n, tensor, version in before if tensor._version != version]
+
+    # -- modules -----------------------------------------------------------------------------
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a submodule stays one call in the graph."""
+        if self.inline is None:
+            return super().is_leaf_module(m, module_qualified_name)
+        return module_qualified_name not in self.inline
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Inline a submodule's code, or keep the call as one node."""
+        if self.evaluating:
+            return forward(*args, **kwargs)
+        path = self.module_paths.get(id(m))
+        if path is None:
+            raise TraceError(f"a module that the block does not own is called: {type(m).__name__}")
+        if not self.is_leaf_module(m, path):
+            outside, nodes, specialised = self.place, len(self.graph.nodes), self.specialised
+            self.place = path
+            try:
+                result = forward(*args, **kwargs)
+            except Exception:  # noqa: BLE001 - arbitrary user code met a proxy; the module becomes a leaf
+                if self.inline is not None:
+                    raise
+                for node in reversed(list(self.graph.nodes)[nodes:]):
+                    self.graph.erase_node(node)
+                self.specialised = specialised
+            else:
+                self.inlined.add(path)
+                return result
+            finally:
+                self.place = outside
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A parameter or buffer read by traced code becomes a node over the live block."""
+        if self.evaluating or not isinstance(attr_val, torch.Tensor):
+            return attr_val
+        path = self.tensor_paths.get(id(attr_val))
+        return attr_val if path is None else self.create_proxy("get_attr", path, (), {})
+
+
+def trace_block(
+    block: nn.Module,
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    inline: frozenset[str] | None = None,
+) -> Trace:
+    """Follow ``forward(*args, **kwargs)`` of a block.
+
+    Args:
+        block: the module whose graph is wanted.
+        forward: its own forward, bound; not the rewired one.
+        args: example arguments; every tensor in them becomes an input of the graph.
+        kwargs: example keyword arguments, likewise.
+        inline: None to inline every module outside torch.nn, else the paths to inline.
+
+    Returns:
+        The trace. The output node's argument is the block's output as it is structured.
+
+    Raises:
+        TraceError: the code cannot be followed.
+    """
+    tracer = BlockTracer(block, inline)
+    flat, spec = pytree.tree_flatten((args, dict(kwargs)))
+    leaves: dict[int, fx.Node] = {}
+    proxied: list[Any] = []
+    for index, leaf in enumerate(flat):
+        if not isinstance(leaf, torch.Tensor):
+            proxied.append(leaf)
+            continue
+        proxy = tracer.create_proxy("placeholder", f"input_{index}", (), {})
+        # A copy: the traced code may work in place, and the example is needed again.
+        proxy.node.meta["value"] = leaf.detach().clone(memory_format=torch.preserve_format)
+        leaves[index] = proxy.node
+        proxied.append(proxy)
+    proxied_args, proxied_kwargs = pytree.tree_unflatten(proxied, spec)
+    with _patched(tracer), _Factories(tracer):
+        try:
+            output = forward(*proxied_args, **proxied_kwargs)
+            tracer.create_node("output", "output", (tracer.create_arg(output),), {})
+        except Exception as error:  # noqa: BLE001 - arbitrary user code met a proxy
+            raise TraceError(_first_line(error)) from error
+    return Trace(tracer.graph, leaves, tracer.specialised, frozenset(tracer.inlined))
+
+
+@contextlib.contextmanager
+def _patched(tracer: BlockTracer) -> Iterator[None]:
+    """Route calls of modules and reads of their tensors through the tracer.
+
+    Python code also asks ``isinstance(x, torch.Tensor)``. A proxy that lied about its ``__class__`` would
+    satisfy the checks of torch's C++ code too, and crash it; so the built-in answers for proxies instead.
+    """
+    call, read, is_instance = nn.Module.__call__, nn.Module.__getattr__, builtins.isinstance
+
+    def traced_isinstance(value: Any, kind: Any) -> bool:
+        if type(value) is ValueProxy and not tracer.evaluating:
+            return is_instance(value, kind) or is_instance(value.node.meta["value"], kind)
+        return is_instance(value, kind)
+
+    def traced_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return tracer.call_module(module, lambda *a, **k: module.forward(*a, **k), args, kwargs)
+
+    def traced_read(module: nn.Module, name: str) -> Any:
+        return tracer.getattr(name, read(module, name), {})
+
+    with _PATCH_LOCK:
+        nn.Module.__call__ = traced_call  # type: ignore[method-assign]
+        nn.Module.__getattr__ = traced_read  # type: ignore[method-assign,assignment]
+        builtins.isinstance = traced_isinstance
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = call  # type: ignore[method-assign]
+            nn.Module.__getattr__ = read  # type: ignore[method-assign]
+            builtins.isinstance = is_instance
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return pytree.tree_leaves(tree)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (tuple, list, dict)):
+        return [leaf for leaf in _leaves(value) if isinstance(leaf, torch.Tensor)]
+    return []
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -1,0 +1,231 @@
+"""The two arithmetics of the streams: float, and exact (integers on a grid).
+
+Both offer the same operations, in the letters of Dr2Net (Zhao et al., CVPR 2024, equations 3 to 6):
+
+    start      x_0, y_0 = beta * x_0
+    couple     x_i = G_i + y_{i-1},  y_i = beta * x_{i-1}
+    previous_x x_{i-1} = y_i / beta
+    previous_y y_{i-1} = x_i - G_i
+    merge      (x_N + y_N) / (1 + beta), or x_N
+
+In float every inverse step can multiply the rounding error by 1/beta. In exact arithmetic the streams are
+integers and the remainder of the multiplication by beta is kept, so nothing is ever lost.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from revsurgeon.errors import RevsurgeonError
+from revsurgeon.reversible.bits import pack_bits, unpack_bits
+
+BETA_BITS = 16
+"""Exact arithmetic takes beta as a multiple of 2**-16; smaller ones are refused everywhere."""
+
+DEFAULT_GRID_BITS = 20
+"""Grid points per unit, as a power of two."""
+
+_LIMIT = 2.0**51
+# Integer-valued float64 is exact below 2**53. A quotient n / p with n below 2**51 and p up to 2**16
+# lies at least 1/p from any integer it is not equal to, more than its rounding error, so ceil is exact.
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The pair (x, y): floating values, or integers held in float64."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class Arithmetic(Protocol):
+    """What a chain needs of an arithmetic."""
+
+    beta: float
+
+    def start(self, x: torch.Tensor) -> Streams:
+        """Both streams at the start of a chain."""
+
+    def value(self, streams: Streams, dtype: torch.dtype) -> torch.Tensor:
+        """x as the branch sees it."""
+
+    def couple(self, streams: Streams, g: torch.Tensor) -> tuple[Streams, torch.Tensor | None]:
+        """The next streams, and what must be kept to come back (None in float)."""
+
+    def previous_x(self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
+        """x of the streams before, with the memory layout that it had."""
+
+    def previous_y(self, streams: Streams, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+        """y of the streams before, with the memory layout that it had."""
+
+    def merge(self, streams: Streams, rule: str) -> torch.Tensor:
+        """The chain's output."""
+
+    def checksum(self, x: torch.Tensor) -> torch.Tensor | None:
+        """A number that differs when x does; None where equality cannot be expected."""
+
+
+@dataclass(frozen=True)
+class FloatArithmetic:
+    """Streams of floating-point numbers: float64 for float64 input, otherwise float32, never lower."""
+
+    beta: float
+
+    def start(self, x: torch.Tensor) -> Streams:
+        x = x.to(stream_dtype(x))
+        return Streams(x, self.beta * x)
+
+    def value(self, streams: Streams, dtype: torch.dtype) -> torch.Tensor:
+        return streams.x.to(dtype)
+
+    def couple(self, streams: Streams, g: torch.Tensor) -> tuple[Streams, None]:
+        x = g.to(streams.x.dtype) + laid_out(streams.y, g.stride())
+        return Streams(x, self.beta * streams.x), None
+
+    def previous_x(self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
+        return laid_out(streams.y / self.beta, stride)
+
+    def previous_y(self, streams: Streams, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+        return laid_out(streams.x - g.to(streams.x.dtype), stride)
+
+    def merge(self, streams: Streams, rule: str) -> torch.Tensor:
+        if rule == "last":
+            return streams.x
+        return (streams.x + laid_out(streams.y, streams.x.stride())) / (1.0 + self.beta)
+
+    def checksum(self, x: torch.Tensor) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class ExactArithmetic:
+    """Streams of integers on a grid of ``2**-grid_bits``, reversible bit for bit at any beta > 0.
+
+    beta is p / 2**m with m <= 16. ``Y = floor(X * p / 2**m)``; the place r of X among the integers that
+    share this Y takes ``bits`` bits an element, and ``X = ceil(Y * 2**m / p) + r``.
+
+    Args:
+        wanted_beta: rounded to the nearest multiple of 2**-16.
+        grid_bits: grid points per unit, as a power of two.
+    """
+
+    wanted_beta: float
+    grid_bits: int = DEFAULT_GRID_BITS
+    p: int = field(init=False)
+    m: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        p, m = round(self.wanted_beta * 2**BETA_BITS), BETA_BITS
+        while p % 2 == 0 and m > 0:
+            p, m = p // 2, m - 1
+        object.__setattr__(self, "p", p)
+        object.__setattr__(self, "m", m)
+
+    @property
+    def beta(self) -> float:
+        """The beta that is applied."""
+        return self.p / 2**self.m
+
+    @property
+    def bits(self) -> int:
+        """Bits an element that one segment keeps: ceil(log2(1 / beta))."""
+        return (-(-(2**self.m) // self.p) - 1).bit_length()
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude that a stream may have, in its own units."""
+        return _LIMIT / self.p / 2**self.grid_bits
+
+    def _floor(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul(self.p).mul_(2.0**-self.m).floor_()
+
+    def _ceil(self, y: torch.Tensor) -> torch.Tensor:
+        return y.mul(2.0**self.m).div_(self.p).ceil_()
+
+    def _on_grid(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(torch.float64).mul(2.0**self.grid_bits).round_()
+
+    def start(self, x: torch.Tensor) -> Streams:
+        on_grid = self._on_grid(x)
+        return Streams(on_grid, self._floor(on_grid))
+
+    def value(self, streams: Streams, dtype: torch.dtype) -> torch.Tensor:
+        return (streams.x * 2.0**-self.grid_bits).to(dtype)
+
+    def couple(self, streams: Streams, g: torch.Tensor) -> tuple[Streams, torch.Tensor]:
+        x = self._on_grid(g).add_(laid_out(streams.y, g.stride()))
+        y = self._floor(streams.x)
+        kept = pack_bits((streams.x - self._ceil(y)).contiguous(), self.bits)
+        return Streams(x, y), kept
+
+    def previous_x(self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
+        assert kept is not None
+        x = self._ceil(streams.y)
+        x += unpack_bits(kept, self.bits, x.shape, x.dtype)
+        return laid_out(x, stride)
+
+    def previous_y(self, streams: Streams, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+        return laid_out(streams.x - self._on_grid(g), stride)
+
+    def merge(self, streams: Streams, rule: str) -> torch.Tensor:
+        x = streams.x * 2.0**-self.grid_bits
+        if rule == "last":
+            return x
+        return (x + laid_out(streams.y, x.stride()) * 2.0**-self.grid_bits) / (1.0 + self.beta)
+
+    def checksum(self, x: torch.Tensor) -> torch.Tensor:
+        # A sum of the same shape and strides adds in the same order, so it is a function of x alone.
+        return torch.stack([x.sum(), x.abs().max() if x.numel() else x.sum()])
+
+    def check_range(self, checksum: torch.Tensor, name: str) -> None:
+        """Refuse streams that do not fit the grid.
+
+        Raises:
+            RevsurgeonError: they are too large, infinite or NaN.
+        """
+        largest = float(checksum[1]) * 2.0**-self.grid_bits
+        if not math.isfinite(float(checksum[0])) or not largest < self.largest:
+            raise RevsurgeonError(
+                f"the streams do not fit the grid of exact arithmetic (2^-{self.grid_bits}).",
+                where=f"after {name}: magnitude {largest:.3g}, the grid holds up to {self.largest:.3g}",
+                hint="Choose a coarser grid (rewire again with example inputs of this magnitude), "
+                "or use float arithmetic. NaN or infinity comes from the network itself.",
+            )
+
+
+def make_arithmetic(kind: str, beta: float, grid_bits: int = DEFAULT_GRID_BITS) -> Arithmetic:
+    """The arithmetic of a chain.
+
+    Args:
+        kind: "float" or "exact".
+        beta: in [2**-16, 1].
+        grid_bits: of exact arithmetic.
+    """
+    return ExactArithmetic(beta, grid_bits) if kind == "exact" else FloatArithmetic(beta)
+
+
+def grid_bits_for(largest: float) -> int:
+    """The finest grid on which streams may grow 64-fold beyond the largest magnitude seen."""
+    exponent = math.ceil(math.log2(largest)) if largest > 0 and math.isfinite(largest) else 0
+    return max(4, min(40, 51 - BETA_BITS - 6 - exponent))
+
+
+def stream_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype of float streams that start at x."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def laid_out(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """The same values with exactly these strides.
+
+    ``x + y`` may come out with other strides than x, and a convolution may then choose another kernel,
+    which gives other bits.
+    """
+    if tensor.stride() == stride or 0 in stride:
+        return tensor
+    result = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
+    return result.copy_(tensor)

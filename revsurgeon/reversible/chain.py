@@ -1,0 +1,251 @@
+"""A chain: the coefficients of a run of segments, and the life cycle of one pass through them.
+
+A *run* begins when the chain's first block is called, goes on from block to block as long as each one is
+handed what the one before returned, and ends behind the last block, where the streams are merged. It
+lives on the chain, one for each thread, because nothing else passes between two blocks but x.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from revsurgeon.errors import ChainBrokenError, RevsurgeonError
+from revsurgeon.reversible.arithmetic import BETA_BITS, DEFAULT_GRID_BITS, Arithmetic, Streams, make_arithmetic
+from revsurgeon.reversible.step import Couple, Fork, Merge, Start, Step
+from revsurgeon.reversible.tape import Record, SegmentCall, Tape
+
+SMALLEST_BETA = 2.0**-BETA_BITS
+
+
+@dataclass
+class Run:
+    """One pass through a chain."""
+
+    how: str  # "plain" (beta = 0), "forward" (no gradient), "stored" or "reversible"
+    alpha: float
+    x: torch.Tensor  # as the next block sees it
+    dtype: torch.dtype  # of x as the branches see it
+    output_dtype: torch.dtype
+    arithmetic: Arithmetic | None = None
+    y: torch.Tensor | None = None  # the stand-in along which gradients flow
+    streams: Streams | None = None
+    tape: Tape | None = None
+    position: int = -1
+    version: int | None = None
+
+
+@dataclass(eq=False)
+class Chain:
+    """A run of rewired blocks that are reversible together.
+
+    Attributes:
+        name: the common prefix of the blocks' paths.
+        blocks: paths of the blocks in the order of their calls.
+        segments: number of segments of each of them.
+        merge: "normalized", (x_N + y_N) / (1 + beta), or "last", x_N.
+        arithmetic: "float" or "exact".
+        alpha: coefficient of the original skips, in [0, 1].
+        beta: coefficient of the added ones: 0, or in [2**-16, 1].
+        grid_bits: of exact arithmetic.
+        copy_output: hand out a copy, because the network changes the chain's output in place.
+        stored: backpropagate conventionally (set by `stored_activations`).
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+    segments: tuple[int, ...]
+    merge: str = "normalized"
+    arithmetic: str = "float"
+    alpha: float = 1.0
+    beta: float = 0.0
+    grid_bits: int = DEFAULT_GRID_BITS
+    copy_output: bool = False
+    stored: bool = False
+    _runs: dict[int, Run] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_runs": {}}  # a run belongs to one forward of one network
+
+    # -- life cycle --------------------------------------------------------------------------
+
+    def enter(self, path: str, x: torch.Tensor) -> Run:
+        """A block is called with x: begin a run, or go on with the one that x belongs to.
+
+        Raises:
+            ChainBrokenError: x is not what the block before returned.
+        """
+        run = self._runs.get(threading.get_ident())
+        if run is not None and _is_same(x, run):
+            run.position = self._position(path, run.position + 1)
+            run.x = x
+            return run
+        position = self._position(path, 0)
+        recomputed = torch._C._current_graph_task_id() != -1  # a forward inside of a backward
+        if position > 0 and (recomputed or (run is not None and run.position < position)):
+            self.abandon()
+            raise ChainBrokenError(
+                f"block {path!r} was not handed what the block before it returned.",
+                where=f"chain {self.name!r}, from {self.blocks[0]!r} to {self.blocks[-1]!r}",
+                hint="Activation checkpointing of the blocks, a hook that replaces an output, or code that "
+                "changes x between two blocks breaks the chain. Take it away (a reversible chain needs no "
+                "checkpointing), or exclude the block in the recipe.",
+            )
+        run = self._begin(x)
+        run.position = position
+        self._runs[threading.get_ident()] = run
+        return run
+
+    def leave(self, run: Run) -> torch.Tensor:
+        """A block is done: x for the next one, or the chain's output behind the last one."""
+        if run.position < len(self.blocks) - 1:
+            run.version = None if run.x.is_inference() else run.x._version
+            return run.x
+        self._runs.pop(threading.get_ident(), None)
+        return self._end(run)
+
+    def abandon(self) -> None:
+        """Forget the run under way (a block raised)."""
+        self._runs.pop(threading.get_ident(), None)
+
+    def _position(self, path: str, start: int) -> int:
+        """The place of a block from `start` on (a shared block has several)."""
+        for position in range(start, len(self.blocks)):
+            if self.blocks[position] == path:
+                return position
+        return self.blocks.index(path)
+
+    def _begin(self, x: torch.Tensor) -> Run:
+        dtype = x.dtype
+        if self.beta == 0.0:
+            return Run("plain", self.alpha, x, dtype, dtype)
+        how = "forward"
+        if torch.is_grad_enabled():
+            how = "stored" if self.stored else "reversible"
+        arithmetic = make_arithmetic(self.arithmetic, self.beta, self.grid_bits)
+        if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+            dtype = torch.float32  # streams are never kept in low precision; autocast casts for the branch
+        with torch.no_grad():
+            streams = arithmetic.start(x.detach())
+        run = Run(how, self.alpha, x, dtype, x.dtype, arithmetic, None, streams)
+        if how == "reversible":
+            run.tape, run.streams = Tape(arithmetic, self.name), None
+            run.tape.streams = streams
+
+        def value() -> torch.Tensor:
+            return fresh(arithmetic.value(streams, dtype))
+
+        if how == "forward":
+            run.x = value()
+        else:
+            run.x, run.y = Start.apply(value, arithmetic.beta, x)
+        return run
+
+    # -- segments ----------------------------------------------------------------------------
+
+    def advance(self, run: Run, call: SegmentCall) -> None:
+        """Run one segment."""
+        if run.how == "plain":
+            self._check_plain(run, call)
+            run.x = call.function(call.block, run.x, run.alpha, *call.extras)
+        elif run.how == "reversible":
+            self._advance_reversible(run, call)
+        elif run.how == "stored":
+            self._advance_stored(run, call)
+        else:
+            assert run.arithmetic is not None and run.streams is not None
+            g = call.function(call.block, run.x, run.alpha, *call.extras)
+            run.streams, _ = run.arithmetic.couple(run.streams, g)
+            run.x = run.arithmetic.value(run.streams, run.dtype)
+
+    def _check_plain(self, run: Run, call: SegmentCall) -> None:
+        if torch.is_grad_enabled() and call.block.training and not self.stored:
+            parameters, _ = call.uses()
+            if run.x.requires_grad or any(p.requires_grad for p in parameters):
+                raise RevsurgeonError(
+                    f"chain {self.name!r} cannot be trained reversibly at beta = 0.",
+                    hint="Set a beta of at least 2**-16 (revsurgeon.set_coefficients; exact arithmetic affords "
+                    "small ones), or train inside `with revsurgeon.stored_activations(model):`.",
+                )
+
+    def _advance_reversible(self, run: Run, call: SegmentCall) -> None:
+        assert run.tape is not None and run.tape.streams is not None and run.y is not None
+        record = Record(call, run.alpha, run.dtype, run.tape.streams)
+        if run.x.requires_grad or run.y.requires_grad or record.inputs:
+            run.x, run.y = Step.apply(run.tape, record, run.x, run.y, *record.inputs)
+        else:
+            run.x = run.tape.pass_by(call, run.alpha, run.dtype)
+
+    def _advance_stored(self, run: Run, call: SegmentCall) -> None:
+        assert run.arithmetic is not None
+        x, y = Fork.apply(run.x, run.arithmetic.beta)
+        g = call.function(call.block, x, run.alpha, *call.extras)
+
+        def couple(g: torch.Tensor) -> torch.Tensor:
+            assert run.arithmetic is not None and run.streams is not None
+            run.streams, _ = run.arithmetic.couple(run.streams, g)
+            value = run.arithmetic.value(run.streams, run.dtype)
+            run.streams = Streams(run.streams.x.detach(), run.streams.y)
+            return value
+
+        run.x, run.y = Couple.apply(couple, g, y, run.y)
+
+    def _end(self, run: Run) -> torch.Tensor:
+        if run.how == "plain":
+            return run.x.clone() if self.copy_output else run.x
+        arithmetic = run.arithmetic
+        streams = run.tape.streams if run.tape else run.streams
+        assert arithmetic is not None and streams is not None
+
+        def merged() -> torch.Tensor:
+            value = fresh(arithmetic.merge(streams, self.merge).to(run.output_dtype))
+            return value.clone() if self.copy_output else value
+
+        if run.how == "forward":
+            return merged()
+        if run.tape is not None:
+            run.tape.check_range()
+            run.tape.hold_end()
+        output: torch.Tensor = Merge.apply(merged, arithmetic.beta, self.merge, run.x, run.y)
+        return output
+
+    # -- coefficients ------------------------------------------------------------------------
+
+    def set(self, alpha: float | None = None, beta: float | None = None) -> None:
+        """Change the coefficients for the runs that begin from now on.
+
+        Raises:
+            RevsurgeonError: a value that is out of range.
+        """
+        if alpha is not None:
+            _check("alpha", alpha, 0.0)
+        if beta is not None:
+            _check("beta", beta, SMALLEST_BETA)
+        self.alpha = self.alpha if alpha is None else float(alpha)
+        self.beta = self.beta if beta is None else float(beta)
+
+
+def _check(name: str, value: float, smallest: float) -> None:
+    if not (value == 0.0 or smallest <= value <= 1.0):
+        raise RevsurgeonError(
+            f"{name} = {value} is out of range.",
+            hint=f"{name} must be 0 or from {smallest:g} to 1.",
+        )
+
+
+def _is_same(x: torch.Tensor, run: Run) -> bool:
+    """Whether x is what the last block returned: the object itself, or a full alias of it, unchanged."""
+    last = run.x
+    if x is not last and not (
+        x.data_ptr() == last.data_ptr() and x.shape == last.shape and x.stride() == last.stride() and x.numel()
+    ):
+        return False
+    return run.version is None or x.is_inference() or x._version == run.version
+
+
+def fresh(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor object of its own, for autograd to attach a graph to."""
+    return tensor.detach()

@@ -1,0 +1,138 @@
+"""Run a segment a second time exactly as it ran first: random numbers, autocast and buffers.
+
+The first run notes what the second one needs. The second one leaves no trace: the global random state
+moves on as in a conventional step, and running statistics move once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from revsurgeon.errors import ChainBrokenError
+
+BufferKey = tuple[int, str]
+
+
+@dataclass
+class RandomStates:
+    """States of the generators that a segment may draw from: the CPU's and one accelerator's."""
+
+    cpu: torch.Tensor
+    device: torch.device
+    accelerator: torch.Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomStates:
+        """The states at this moment, for a segment whose stream is on `device`."""
+        module = _device_module(device)
+        return cls(torch.get_rng_state(), device, module.get_rng_state(device) if module else None)
+
+    def restore(self) -> None:
+        """Set the generators back."""
+        torch.set_rng_state(self.cpu)
+        module = _device_module(self.device)
+        if module and self.accelerator is not None:
+            module.set_rng_state(self.accelerator, self.device)
+
+    def equals(self, other: RandomStates) -> bool:
+        """Whether nothing was drawn in between."""
+        if not torch.equal(self.cpu, other.cpu):
+            return False
+        if self.accelerator is None or other.accelerator is None:
+            return True
+        return torch.equal(self.accelerator, other.accelerator)
+
+
+def _device_module(device: torch.device) -> Any:
+    if device.type in ("cpu", "meta"):
+        return None
+    module = torch.get_device_module(device)
+    return module if hasattr(module, "get_rng_state") else None
+
+
+@dataclass
+class ChangingBuffers:
+    """Which buffers a segment's forward changes; learned when it first runs, then checked."""
+
+    known: set[BufferKey] | None = None
+
+
+@dataclass
+class Replay:
+    """What one run of a segment needs to be repeated.
+
+    Attributes:
+        random: the generators' states before it, or None when it drew nothing.
+        autocast: (device type, enabled, dtype) for every device type that matters.
+        buffers: (owner's dictionary, name, value before the run) of every buffer that it changed.
+    """
+
+    random: RandomStates | None = None
+    autocast: tuple[tuple[str, bool, torch.dtype], ...] = ()
+    autocast_cache: bool = True
+    buffers: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def noting(self, modules: Iterable[nn.Module], device: torch.device, changing: ChangingBuffers) -> Iterator[None]:
+        """Run the segment for the first time inside this context."""
+        types = ("cpu",) if device.type == "cpu" else ("cpu", device.type)
+        self.autocast = tuple((t, torch.is_autocast_enabled(t), torch.get_autocast_dtype(t)) for t in types)
+        self.autocast_cache = torch.is_autocast_cache_enabled()
+        states = RandomStates.now(device)
+        before = [
+            (module._buffers, name, buffer, buffer._version, (id(module), name))
+            for module in modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        copies = {
+            key: buffer.clone()
+            for _, _, buffer, _, key in before
+            if changing.known is None or key in changing.known
+        }
+        yield
+        if not states.equals(RandomStates.now(device)):
+            self.random = states
+        if changing.known is None:
+            changing.known = set()
+        for owner, name, buffer, version, key in before:
+            if owner.get(name) is not buffer:
+                self.buffers.append((owner, name, buffer))  # replaced: the old object still has the old value
+            elif buffer._version != version:
+                changing.known.add(key)
+                if key not in copies:
+                    raise ChainBrokenError(
+                        "a buffer changed that did not change when the segment first ran.",
+                        where=name,
+                        hint="Run the step again: from now on the buffer is kept.",
+                    )
+                self.buffers.append((owner, name, copies[key]))
+
+    @contextlib.contextmanager
+    def again(self, device: torch.device) -> Iterator[None]:
+        """Run the segment once more inside this context."""
+        present = [(owner, name, owner.get(name)) for owner, name, _ in self.buffers]
+        now = RandomStates.now(device) if self.random else None
+        with contextlib.ExitStack() as stack:
+            for kind, enabled, dtype in self.autocast:
+                if enabled or torch.is_autocast_enabled(kind):
+                    stack.enter_context(
+                        torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=self.autocast_cache)
+                    )
+            try:
+                if self.random:
+                    self.random.restore()
+                for owner, name, value in self.buffers:
+                    owner[name] = value.clone()
+                yield
+            finally:
+                for owner, name, value in present:
+                    owner[name] = value
+                if now:
+                    now.restore()

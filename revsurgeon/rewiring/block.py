@@ -1,0 +1,210 @@
+"""The forward of a rewired block: the block's own code, cut into segments that its chain runs.
+
+It is an attribute of the block, which keeps its class, its name, its parameters and its hooks. The
+graphs are made when a kind of call first happens (training or evaluation, another rank or dtype, another
+argument left out), and kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect as python_inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from revsurgeon.anatomy.inspect import CONSTANT_TYPES, check_arguments, inline_set
+from revsurgeon.anatomy.probe import untouched
+from revsurgeon.anatomy.segment import BlockGraphs, CannotSegment, compile_graph, segment_block
+from revsurgeon.anatomy.trace import TraceError, trace_block
+from revsurgeon.errors import ChainBrokenError, UnsupportedModelError
+from revsurgeon.reversible.chain import Chain
+from revsurgeon.reversible.tape import SegmentCall, SegmentMemory
+
+_SIMPLE = frozenset({bool, int, float, str, type(None)})
+
+
+@dataclass
+class PlannedSegment:
+    """A segment's compiled function and what it reads."""
+
+    name: str
+    function: Callable[..., torch.Tensor]
+    extras: tuple[int, ...]
+    branch: tuple[str, ...]
+    attributes: tuple[str, ...]
+    memory: SegmentMemory = field(default_factory=SegmentMemory)
+
+    def bind(self, block: nn.Module, leaves: list[Any]) -> SegmentCall:
+        """The segment for one call of the live block."""
+        extras = [leaves[i] for i in self.extras]
+        return SegmentCall(self.name, self.function, block, extras, lambda: self._uses(block), self.memory)
+
+    def _uses(self, block: nn.Module) -> tuple[list[torch.Tensor], list[nn.Module]]:
+        modules: dict[int, nn.Module] = {}
+        for path in self.branch:
+            for module in block.get_submodule(path).modules():
+                modules[id(module)] = module
+        parameters = {id(p): p for m in modules.values() for p in m._parameters.values() if p is not None}
+        for path in self.attributes:
+            owner_path, _, name = path.rpartition(".")
+            owner = block.get_submodule(owner_path)
+            modules[id(owner)] = owner
+            tensor = getattr(owner, name)
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                parameters[id(tensor)] = tensor
+        return list(parameters.values()), list(modules.values())
+
+
+@dataclass
+class Plan:
+    """What one kind of call does."""
+
+    segments: list[PlannedSegment]
+    finish: Callable[..., Any] | None
+    finish_extras: tuple[int, ...]
+    specialised: bool
+    inlined: frozenset[str]
+
+
+class RewiredForward:
+    """Replaces ``block.forward``.
+
+    Args:
+        block: the live block.
+        chain: that it belongs to.
+        path: of the block in the network.
+        stream: name (or position) of the forward's parameter that takes the stream.
+        output: place of the stream among the flattened outputs.
+        segments: how many segments the block has, in every kind of call.
+        granularity: "segment" or "block".
+    """
+
+    def __init__(
+        self, block: nn.Module, chain: Chain, path: str, stream: str, output: int, segments: int, granularity: str
+    ) -> None:
+        self.block = block
+        self.chain = chain
+        self.path = path
+        self.stream = stream
+        self.output = output
+        self.segments = segments
+        self.granularity = granularity
+        # A forward that was put on the instance before; None for the class's own.
+        self.replaced: Callable[..., Any] | None = block.__dict__.get("forward")
+        self._plans: dict[Any, Plan] = {}
+        self._inlined: tuple[str, ...] = ("",)
+        self._position = self._find_position()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}}  # made again from the live block when needed
+
+    @property
+    def __signature__(self) -> python_inspect.Signature:
+        return python_inspect.signature(self.original)
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """The block's forward as it was before, bound."""
+        if self.replaced is not None:
+            return self.replaced
+        bound: Callable[..., Any] = type(self.block).forward.__get__(self.block)
+        return bound
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the block's segments on its chain."""
+        x = args[self._position] if len(args) > self._position else kwargs[self.stream]
+        run = self.chain.enter(self.path, x)
+        try:
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            plan = self._plan(args, kwargs, leaves, spec, x)
+            for segment in plan.segments:
+                self.chain.advance(run, segment.bind(self.block, leaves))
+            result = self.chain.leave(run)
+        except BaseException:
+            self.chain.abandon()
+            raise
+        if plan.finish is None:
+            return result
+        return plan.finish(self.block, result, 0.0, *(leaves[i] for i in plan.finish_extras))
+
+    def _find_position(self) -> int:
+        if self.stream.isdigit():
+            return int(self.stream)
+        names = list(python_inspect.signature(self.original).parameters)
+        return names.index(self.stream) if self.stream in names else 1 << 30
+
+    # -- plans -------------------------------------------------------------------------------
+
+    def _plan(self, args: Any, kwargs: Any, leaves: list[Any], spec: Any, x: torch.Tensor) -> Plan:
+        call = (spec, tuple(map(_kind, leaves)), _modes(x))
+        shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, torch.Tensor))
+        key = (call, self._state())
+        plan = self._plans.get(key)
+        if plan is not None and plan.specialised:
+            plan = self._plans.get((*key, shapes))
+        if plan is None:
+            plan = self._make_plan(args, kwargs, leaves, x)
+            self._inlined = tuple(sorted({*self._inlined, *plan.inlined}))
+            key = (call, self._state())
+            self._plans[key] = self._plans[(*key, shapes)] = plan
+        return plan
+
+    def _state(self) -> tuple[Any, ...]:
+        """What the block's Python code may decide by: simple attributes of every module whose code is inlined."""
+        modules = [self.block.get_submodule(path) for path in self._inlined]
+        return tuple(
+            (id(m), *((name, value) for name, value in m.__dict__.items() if type(value) in _SIMPLE)) for m in modules
+        )
+
+    def _make_plan(self, args: Any, kwargs: Any, leaves: list[Any], x: torch.Tensor) -> Plan:
+        stream = next(i for i, leaf in enumerate(leaves) if leaf is x)
+        try:
+            check_arguments(args, kwargs)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(untouched(self.block))
+                fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+                fake_args, fake_kwargs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
+                inline = inline_set(self.block, self.original, fake_args, fake_kwargs, stream, self.output)
+                trace = trace_block(self.block, self.original, fake_args, fake_kwargs, inline=inline)
+                graphs = segment_block(trace, stream, self.output, self.granularity)
+        except (TraceError, CannotSegment) as error:
+            raise UnsupportedModelError(
+                f"block {self.path!r} cannot run reversibly with these arguments.",
+                where=str(error),
+                hint="Call it as it was called when the network was rewired, or exclude it in the recipe.",
+            ) from error
+        if len(graphs.segments) != self.segments:
+            raise ChainBrokenError(
+                f"block {self.path!r} has {len(graphs.segments)} residual modules in this call, "
+                f"and had {self.segments} when the network was rewired.",
+                hint="Rewire with example inputs that are like the ones in use, or exclude the block.",
+            )
+        return self._compiled(graphs, trace.specialised, frozenset(inline))
+
+    def _compiled(self, graphs: BlockGraphs, specialised: bool, inlined: frozenset[str]) -> Plan:
+        segments = [
+            PlannedSegment(f"{self.path} (segment {i})", g.compile(), g.extras, g.branch, g.attributes)
+            for i, g in enumerate(graphs.segments)
+        ]
+        finish = compile_graph(graphs.finish) if graphs.finish is not None else None
+        return Plan(segments, finish, graphs.finish_extras, specialised, inlined)
+
+
+def _kind(leaf: Any) -> Any:
+    """What a graph depends on in an argument: rank and type of a tensor, a constant's value."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.ndim, leaf.dtype, leaf.device.type
+    return (type(leaf), leaf) if isinstance(leaf, CONSTANT_TYPES) else type(leaf)
+
+
+def _modes(x: torch.Tensor) -> tuple[Any, ...]:
+    """The ambient modes that Python code may decide by."""
+    kind = x.device.type
+    enabled = torch.is_autocast_enabled(kind)
+    return torch.is_grad_enabled(), enabled, torch.get_autocast_dtype(kind) if enabled else None

@@ -1,0 +1,191 @@
+"""Rewire a network in place: put segment-running forwards on its blocks, and check the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from torch import nn
+
+from revsurgeon.anatomy import Anatomy, inspect
+from revsurgeon.anatomy.probe import ExampleInputs
+from revsurgeon.errors import RevsurgeonError, UnsupportedModelError
+from revsurgeon.recipes import Recipe, load_recipe
+from revsurgeon.reversible.chain import Chain
+from revsurgeon.reversible.coefficients import chains
+from revsurgeon.rewiring.block import RewiredForward
+
+if TYPE_CHECKING:
+    from revsurgeon.rewiring.selfcheck import SelfCheck
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    """All that is needed to rewire one chain, without inspecting the network again.
+
+    Attributes:
+        name: the chain's.
+        blocks: module paths in the order of their calls; a shared block comes several times.
+        streams: for each block, the forward's parameter that takes the stream.
+        outputs: for each block, the stream's place among the flattened outputs.
+        segments: for each block, how many residual modules it has.
+        merge: "normalized" or "last".
+        copy_output: the network writes into the chain's output.
+        grid_bits: grid points per unit in exact arithmetic, as a power of two.
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+    streams: tuple[str, ...]
+    outputs: tuple[int, ...]
+    segments: tuple[int, ...]
+    merge: str = "normalized"
+    copy_output: bool = False
+    grid_bits: int = 20
+
+
+def rewire(
+    model: Network,
+    mode: str = "dr2",
+    *,
+    example_inputs: ExampleInputs,
+    recipe: str | Path | Recipe | None = None,
+    arithmetic: str | None = None,
+) -> Network:
+    """Rewire a network into a reversible one, in place.
+
+    Every block keeps its class, name, parameters and hooks; only its forward now runs its residual modules
+    as segments of a reversible chain. At (alpha, beta) = (1, 0) the network computes what it computed before,
+    bit for bit, which is checked here before the coefficients are set to the recipe's start.
+
+    Args:
+        model: any network with residual structure. Its modes and gradients flags stay as they are.
+        mode: "dr2" (Dr2Net, Zhao et al., CVPR 2024) or "re2" (Re2TAL, Zhao et al., CVPR 2023).
+        example_inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments, on the
+            network's device; the leading dimension is the batch.
+        recipe: a preset's name, a YAML file or a `Recipe`; None takes the mode's default.
+        arithmetic: "float", "exact" or "auto"; None takes the recipe's.
+
+    Returns:
+        The same object.
+
+    Raises:
+        UnsupportedModelError: nothing in it can be rewired; it is left as it was.
+        VerificationError: the rewired network is not equal to the original; it is left as it was.
+        RecipeError: the recipe does not validate.
+
+    Example:
+        >>> import torch, timm
+        >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
+        >>> model = rewire(model, example_inputs=torch.randn(2, 3, 32, 32))
+        >>> [(chain.name, chain.alpha, chain.beta) for chain in chains(model)]
+        [('blocks', 0.9, 0.1)]
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, mode)
+    rewire_with_checks(model, example_inputs, chosen, arithmetic)
+    return model
+
+
+def rewire_with_checks(
+    model: nn.Module, example_inputs: ExampleInputs, recipe: Recipe, arithmetic: str | None = None
+) -> tuple[Anatomy, SelfCheck]:
+    """`rewire`, returning what was found and what was measured."""
+    from revsurgeon.rewiring.selfcheck import check_and_start, reference_outputs
+
+    if chains(model):
+        raise RevsurgeonError(
+            f"{type(model).__name__} is rewired already.",
+            hint="Change its coefficients with revsurgeon.set_coefficients, or start from the original network.",
+        )
+    anatomy = inspect(model, example_inputs, granularity=recipe.granularity, select=recipe.selects)
+    if not anatomy.chains:
+        raise nothing_to_rewire(type(model).__name__, anatomy)
+    reference = reference_outputs(model, example_inputs)
+    attach(model, specs_of(anatomy), granularity=recipe.granularity)
+    try:
+        found = check_and_start(model, reference, recipe, arithmetic or recipe.arithmetic)
+    except BaseException:
+        detach(model)
+        raise
+    return anatomy, found
+
+
+def specs_of(anatomy: Anatomy) -> list[ChainSpec]:
+    """The chains of an anatomy as specifications."""
+    return [
+        ChainSpec(
+            name=chain.name,
+            blocks=tuple(b.path for b in chain.blocks),
+            streams=tuple(b.stream for b in chain.blocks),
+            outputs=tuple(b.output for b in chain.blocks),
+            segments=tuple(len(b.segments) for b in chain.blocks),
+            copy_output=chain.copy_output,
+        )
+        for chain in anatomy.chains
+    ]
+
+
+def attach(model: nn.Module, specs: Sequence[ChainSpec], *, granularity: str = "segment") -> list[Chain]:
+    """Put chains on a network; they start at (1, 0), the network as it was.
+
+    Raises:
+        UnsupportedModelError: a block is missing.
+    """
+    modules = dict(model.named_modules())
+    missing = [path for spec in specs for path in spec.blocks if path not in modules]
+    if missing:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no module {missing[0]!r}.",
+            where=f"{len(missing)} of the blocks to rewire are missing",
+            hint="The chains belong to another architecture, or to another version of it.",
+        )
+    attached = []
+    for spec in specs:
+        chain = Chain(
+            spec.name,
+            spec.blocks,
+            spec.segments,
+            merge=spec.merge,
+            grid_bits=spec.grid_bits,
+            copy_output=spec.copy_output,
+        )
+        attached.append(chain)
+        rows = zip(spec.blocks, spec.streams, spec.outputs, spec.segments, strict=True)
+        for path, stream, output, segments in {row[0]: row for row in rows}.values():
+            block = modules[path]
+            forward = RewiredForward(block, chain, path, stream, output, segments, granularity)
+            block.__dict__["forward"] = forward
+    return attached
+
+
+def detach(model: nn.Module) -> None:
+    """Take the chains off again: the network is what it was before `attach`."""
+    for module in model.modules():
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, RewiredForward):
+            del module.__dict__["forward"]
+            if forward.replaced is not None:
+                module.__dict__["forward"] = forward.replaced
+
+
+def nothing_to_rewire(name: str, anatomy: Anatomy) -> UnsupportedModelError:
+    """The refusal of a network, with the reasons grouped by the place they were found."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for skipped in anatomy.skipped:
+        parent = skipped.path.rpartition(".")[0]
+        groups.setdefault((parent, str(skipped.reason)), []).append(skipped.detail)
+    lines = [
+        f"{parent or '(top level)'} ({len(details)} module{'s' * (len(details) > 1)}): {reason}: {details[0]}"
+        for (parent, reason), details in groups.items()
+    ]
+    where = "\n".join(lines[:12] + [f"and {len(lines) - 12} more places"] * (len(lines) > 12))
+    return UnsupportedModelError(
+        f"no block of {name!r} can be rewired.",
+        where=where or "it has no repeated blocks",
+        hint="Reversible rewiring needs blocks of the form post(F(x) + x) that follow each other.\n"
+        "See what was looked at: revsurgeon inspect SOURCE --all",
+    )

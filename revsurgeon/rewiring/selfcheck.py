@@ -1,0 +1,232 @@
+"""What a rewired network is checked for before anyone gets it, and what is measured on the way.
+
+Equality with the original at (1, 0) on two batch sizes; that beta does something; then the choices that a
+recipe leaves open: the merge rule with less drift, the grid, and the arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from revsurgeon.anatomy.probe import ExampleInputs, as_arguments
+from revsurgeon.errors import RevsurgeonError, VerificationError
+from revsurgeon.recipes import Recipe
+from revsurgeon.reversible.arithmetic import grid_bits_for
+from revsurgeon.reversible.coefficients import chains, set_coefficients
+
+FLOAT_GRADIENT_LIMIT = 1e-3
+"""`arithmetic: auto` takes exact arithmetic where float reversal errs by more than this."""
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What was found.
+
+    Attributes:
+        equal_at_1_0: the batch sizes on which the output was bit for bit the original's.
+        live: relative change of the output at beta = .5; not zero.
+        drift: relative distance of the output from the original's at the start point.
+        merge: the rule that was chosen.
+        arithmetic: "float" or "exact".
+        float_gradient_error: of float reversal at the start point, relative to exact; None if not measured.
+        grid_bits: of exact arithmetic.
+    """
+
+    equal_at_1_0: tuple[int, ...]
+    live: float
+    drift: float
+    merge: str
+    arithmetic: str
+    float_gradient_error: float | None
+    grid_bits: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON takes it."""
+        return {**asdict(self), "equal_at_1_0": list(self.equal_at_1_0)}
+
+
+Batches = list[tuple[int, tuple[tuple[Any, ...], dict[str, Any]], list[torch.Tensor]]]
+"""Batch size, arguments, and the original's outputs."""
+
+
+def reference_outputs(model: nn.Module, example_inputs: ExampleInputs) -> Batches:
+    """What the original network computes on the example inputs and on another batch size.
+
+    Raises:
+        RevsurgeonError: the network has no weights (it is on the meta device).
+    """
+    if any(p.is_meta for p in model.parameters()):
+        raise RevsurgeonError(
+            "the network is on the meta device, so it cannot be checked.",
+            hint="Inspect it (revsurgeon.inspect needs no weights), or load its weights first.",
+        )
+    batches: Batches = []
+    for arguments in [as_arguments(example_inputs), *_other_batch(as_arguments(example_inputs))]:
+        try:
+            outputs = output_tensors(model, arguments)
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+            if not batches:
+                raise
+            continue  # the original takes no other batch size
+        batches.append((_batch_size(arguments), arguments, outputs))
+    return batches
+
+
+def check_and_start(model: nn.Module, batches: Batches, recipe: Recipe, arithmetic: str) -> SelfCheck:
+    """Check a freshly attached network, settle what the recipe leaves open, and go to the start point.
+
+    Raises:
+        VerificationError: it is not equal to the original at (1, 0), or beta does nothing.
+    """
+    found = chains(model)
+    for size, arguments, expected in batches:
+        outputs = output_tensors(model, arguments)
+        for number, (output, wanted) in enumerate(zip(outputs, expected, strict=True)):
+            if not _same_bits(output, wanted):
+                raise VerificationError(
+                    "the rewired network is not equal to the original at (alpha, beta) = (1, 0).",
+                    where=f"output {number}, batch of {size}: largest difference "
+                    f"{float((output.double() - wanted.double()).abs().max()):.3g}",
+                    hint="Please report this network. Until then, exclude blocks in the recipe.",
+                )
+    size, arguments, expected = batches[-1]
+    start = recipe.start
+    set_coefficients(model, 0.5, 0.5)
+    live = distance(output_tensors(model, arguments), expected)
+    set_coefficients(model, start.alpha, start.beta)
+    drifts = {}
+    with _largest_values(model) as largest:
+        for rule in ("normalized", "last") if recipe.merge == "auto" else (recipe.merge,):
+            for chain in found:
+                chain.merge = rule
+            drifts[rule] = distance(output_tensors(model, arguments), expected)
+    if live == 0.0:
+        raise VerificationError(
+            "beta = 0.5 does not change the output, so the chains are not part of the network's way.",
+            hint="Please report this network. Until then, exclude blocks in the recipe.",
+        )
+    merge = min(drifts, key=lambda rule: drifts[rule])
+    bits = grid_bits_for(max(largest.values(), default=1.0))
+    for chain in found:
+        chain.merge, chain.grid_bits = merge, bits
+    chosen, error = _choose_arithmetic(model, arguments, arithmetic, start.beta)
+    for chain in found:
+        chain.arithmetic = chosen
+    sizes = tuple(size for size, _, _ in batches)
+    return SelfCheck(sizes, live, drifts[merge], merge, chosen, error, bits)
+
+
+def _choose_arithmetic(
+    model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]], wanted: str, beta: float
+) -> tuple[str, float | None]:
+    if wanted != "auto":
+        return wanted, None
+    if beta == 1.0:
+        return "float", None  # no division, so no error that grows (1e-6 on 24 segments)
+    gradients = []
+    for arithmetic in ("exact", "float"):
+        for chain in chains(model):
+            chain.arithmetic = arithmetic
+        gradients.append(gradients_of(model, arguments))
+    error = distance(gradients[1], gradients[0])
+    return ("float" if error <= FLOAT_GRADIENT_LIMIT else "exact"), error
+
+
+def gradients_of(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[torch.Tensor]:
+    """Gradients of a fixed random projection of the output by all parameters, in evaluation mode."""
+    with _evaluating(model), torch.enable_grad():
+        outputs = _tensors(model(*arguments[0], **arguments[1]))
+        generator = torch.Generator().manual_seed(0)
+        loss = sum(
+            (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o)).sum()
+            for o in outputs
+            if o.requires_grad
+        )
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if not isinstance(loss, torch.Tensor):
+            return []
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return [g for g in found if g is not None]
+
+
+def output_tensors(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[torch.Tensor]:
+    """All tensors of a forward in evaluation mode, the random state left as it was."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+    with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        return _tensors(model(*arguments[0], **arguments[1]))
+
+
+def distance(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """``||actual - expected|| / ||expected||`` over all floating tensors together."""
+    pairs = [(a, e) for a, e in zip(actual, expected, strict=True) if e.is_floating_point()]
+    difference = sum(float((a.double() - e.double()).square().sum()) for a, e in pairs)
+    norm = sum(float(e.double().square().sum()) for _, e in pairs)
+    return (difference / norm) ** 0.5 if norm else difference**0.5
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+def _same_bits(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    return bool(((actual == expected) | ((actual != actual) & (expected != expected))).all())
+
+
+def _batch_size(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+    sizes = [t.shape[0] for t in _tensors(arguments) if t.ndim]
+    return max(set(sizes), key=sizes.count, default=1)
+
+
+def _other_batch(
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The same inputs with one sample less, or one more where there is only one."""
+    size = _batch_size(arguments)
+
+    def resized(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.ndim or tensor.shape[0] != size:
+            return tensor
+        return tensor[:-1] if size > 1 else torch.cat([tensor, tensor])
+
+    yield pytree.tree_map_only(torch.Tensor, resized, arguments)
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _largest_values(model: nn.Module) -> Iterator[dict[str, float]]:
+    """The largest magnitude of x behind every block, while this context is open."""
+    largest: dict[str, float] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if "forward" in module.__dict__ and getattr(module.__dict__["forward"], "chain", None) is not None:
+
+            def note(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                top = max((float(t.abs().max()) for t in _tensors((args, output)) if t.is_floating_point()), default=0)
+                largest[name] = max(largest.get(name, 0.0), top)
+
+            handles.append(module.register_forward_hook(note))
+    try:
+        yield largest
+    finally:
+        for handle in handles:
+            handle.remove()
