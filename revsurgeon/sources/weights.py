@@ -1,0 +1,273 @@
+"""Finds the weights in a directory, refuses what points elsewhere, and reads them without copying."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from revsurgeon.errors import SourceError
+from revsurgeon.sources.provenance import sha256
+from revsurgeon.sources.reference import WEIGHT_SUFFIXES
+
+if TYPE_CHECKING:
+    import torch
+
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pth", "model.pth")
+
+_LARGEST_INDEX = 100_000_000  # bytes of JSON
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files of one checkpoint.
+
+    Attributes:
+        root: the directory that names are relative to.
+        files: the files with tensors, in order.
+        index: the file that says which tensor lies where, for a sharded checkpoint.
+    """
+
+    root: Path
+    files: tuple[Path, ...]
+    index: Path | None = None
+
+    @property
+    def pickled(self) -> bool:
+        """Whether these are pickles rather than safetensors."""
+        return any(file.suffix != ".safetensors" for file in self.files)
+
+    def hashes(self) -> dict[str, str]:
+        """Return the sha256 of every file, by its name inside the directory."""
+        files = [*self.files, *([self.index] if self.index else [])]
+        return {file.relative_to(self.root).as_posix(): sha256(file) for file in files}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors by name; they are pages of the files, not copies.
+
+        Raises:
+            SourceError: a file that is damaged, or a tensor that lies in two files.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        for file in self.files:
+            part = _read_pickle(file) if file.suffix != ".safetensors" else _read_safetensors(file)
+            if twice := tensors.keys() & part.keys():
+                raise SourceError(
+                    f"the tensor {min(twice)!r} is in more than one file of the checkpoint.", where=str(file)
+                )
+            tensors |= part
+        return tensors
+
+
+def main_dtype(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Return the floating dtype that most of the weights' bytes are in; None if nothing is floating."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            sizes[tensor.dtype] += tensor.nbytes
+    return str(sizes.most_common(1)[0][0]).removeprefix("torch.") if sizes else None
+
+
+def find_weights(
+    directory: Path, *, allow_pickle: bool = False, trusted: tuple[Path, ...] = ()
+) -> WeightFiles:
+    """Return the checkpoint in a directory: safetensors, whole or sharded, before pickles.
+
+    Args:
+        allow_pickle: also take `.bin`, `.pth` and `.pt` files, which are read as tensors only.
+        trusted: directories outside that symbolic links may lead to; a download cache has its files there.
+
+    Raises:
+        SourceError: no weights, several to choose from, missing shards, or paths that lead elsewhere.
+    """
+    for name in (SAFETENSORS, SAFETENSORS_INDEX):
+        if (directory / name).exists() or (directory / name).is_symlink():
+            return _checkpoint(directory, name, trusted)
+    single = sorted(file.name for file in directory.glob("*.safetensors"))
+    if len(single) == 1:
+        return _checkpoint(directory, single[0], trusted)
+    if single:
+        raise SourceError(
+            "the directory holds several weights files and none is the usual model.safetensors.",
+            where="\n".join(str(directory / name) for name in single),
+            hint="Name the file itself as the source.",
+        )
+    return _find_pickle(directory, allow_pickle, trusted)
+
+
+def one_file(file: Path, *, allow_pickle: bool = False, trusted: tuple[Path, ...] = ()) -> WeightFiles:
+    """Return the checkpoint that is one given file, or the index of a sharded one.
+
+    Raises:
+        SourceError: a pickle without leave to read it, or a file of another kind.
+    """
+    if file.suffix in WEIGHT_SUFFIXES and file.suffix != ".safetensors" and not allow_pickle:
+        raise _pickle_refused(file)
+    return _checkpoint(file.parent, file.name, trusted)
+
+
+def _find_pickle(directory: Path, allow_pickle: bool, trusted: tuple[Path, ...]) -> WeightFiles:
+    found = [name for name in PICKLES if (directory / name).exists()]
+    found += sorted(
+        file.name
+        for suffix in WEIGHT_SUFFIXES[1:]
+        for file in directory.glob(f"*{suffix}")
+        if file.name not in found
+    )
+    if not found:
+        raise SourceError(
+            "the directory holds no weights.",
+            where=str(directory),
+            hint="Expected model.safetensors. To take the architecture alone, add --random-weights.",
+        )
+    if not allow_pickle:
+        raise _pickle_refused(directory / found[0])
+    if len(found) > 1 and found[0] not in PICKLES:
+        raise SourceError(
+            "the directory holds several weights files.",
+            where="\n".join(str(directory / name) for name in found),
+            hint="Name the file itself as the source.",
+        )
+    return _checkpoint(directory, found[0], trusted)
+
+
+def _pickle_refused(file: Path) -> SourceError:
+    return SourceError(
+        "the weights are a pickle, which is not read unless you say so.",
+        where=str(file),
+        hint="Prefer a safetensors file, or add --allow-pickle: tensors are then read, and no code is run.",
+    )
+
+
+def _checkpoint(directory: Path, name: str, trusted: tuple[Path, ...]) -> WeightFiles:
+    file = inside(directory, name, trusted)
+    if file.suffix != ".json":
+        return WeightFiles(directory, (file,))
+    return WeightFiles(
+        directory, tuple(inside(directory, shard, trusted) for shard in shard_names(file)), index=file
+    )
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the names of the files that an index lists, in its order; each lies in the index's directory.
+
+    Raises:
+        SourceError: no index, or one that names files elsewhere.
+    """
+    names = list(dict.fromkeys(_weight_map(index).values()))
+    for name in names:
+        _check_name(index.parent, name)
+    return names
+
+
+def inside(directory: Path, name: str, trusted: tuple[Path, ...] = ()) -> Path:
+    """Return the path of a file that a checkpoint names, if it really lies in its directory.
+
+    Raises:
+        SourceError: an absolute name, one that leads outside, a link to outside, or a file that is missing.
+    """
+    _check_name(directory, name)
+    path = directory / name
+    if not path.is_file():
+        reason = "a directory" if path.is_dir() else "missing"
+        raise SourceError(
+            f"a file of the checkpoint is {reason}: {name}",
+            where=str(directory),
+            hint="Download or copy the checkpoint again, whole.",
+        )
+    allowed = [directory.resolve(), *(root.resolve() for root in trusted)]
+    if not any(path.resolve().is_relative_to(root) for root in allowed):
+        raise SourceError(
+            "a file of the checkpoint is a link to outside its directory.",
+            where=f"{path} -> {path.resolve()}",
+            hint="Replace the link by the file, if you trust what it points to.",
+        )
+    return path
+
+
+def _check_name(directory: Path, name: str) -> None:
+    windows = PureWindowsPath(name)  # it also knows / as a separator
+    if windows.drive or windows.root or ".." in windows.parts or not name or "\0" in name:
+        raise SourceError(
+            f"the checkpoint names the file {name!r}, outside its own directory.", where=str(directory)
+        )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    if index.stat().st_size > _LARGEST_INDEX:
+        raise SourceError("the index of the weights is too large to be one.", where=str(index))
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SourceError(
+            "the index of the weights is not readable as one.", where=f"{index}\n{error}"
+        ) from None
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(x, str) for x in weight_map.values())
+    ):
+        raise SourceError("the index of the weights names no files.", where=str(index))
+    for shard in weight_map.values():
+        if not shard.endswith((".safetensors", ".bin", ".pth", ".pt")):
+            raise SourceError(
+                f"the index of the weights names {shard!r}, which is no weights file.", where=str(index)
+            )
+    return weight_map
+
+
+def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, ValueError) as error:
+        raise SourceError(
+            "the weights file is damaged or no safetensors file.",
+            where=f"{file}\n{error}",
+            hint="Download or copy it again. A file that git-lfs did not fetch is a short text instead.",
+        ) from None
+
+
+def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    try:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # the format before PyTorch 1.6 cannot be mapped
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise SourceError(
+            "the weights file holds more than tensors, or is damaged; it is not read any other way.",
+            where=f"{file}\n{str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint="Save its state dict as safetensors where you trust it, and convert that.",
+        ) from None
+    return _state_dict(content, file)
+
+
+def _state_dict(content: Any, file: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a checkpoint, which training scripts wrap in one of a few customary keys."""
+    import torch
+
+    for _ in range(3):
+        if not isinstance(content, Mapping):
+            break
+        tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+        if tensors and len(tensors) == len(content):
+            return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if wrapper is None:
+            if tensors:
+                return tensors
+            break
+        content = content[wrapper]
+    raise SourceError("the weights file holds no state dict.", where=str(file))
