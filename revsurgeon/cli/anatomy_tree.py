@@ -57,15 +57,6 @@ def listings(anatomy: Anatomy, *, everything: bool) -> Iterator[RenderableType]:
         yield Syntax(code, "python", theme="ansi_dark", background_color="default", word_wrap=True)
 
 
-def closing_lines(source: str, anatomy: Anatomy, *, everything: bool) -> Iterator[str]:
-    """Yield what to do next."""
-    yield ""
-    if anatomy.chains:
-        yield f"Convert it: revsurgeon convert {source} --mode dr2"
-    elif not everything:
-        yield f"See everything that was looked at: revsurgeon inspect {source} --all"
-
-
 def _add_chain(root: Tree, chain: Chain, *, everything: bool) -> None:
     streams = sorted({segment.shape for segment in chain.segments})
     branch = root.add(

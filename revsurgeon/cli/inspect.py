@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from revsurgeon.cli import options
 from revsurgeon.cli.options import examples
 from revsurgeon.cli.output import Output
+from revsurgeon.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,11 +58,19 @@ def inspect(
         anatomy, device = _inspect(found, inputs or [], out.step)
         from revsurgeon.cli import anatomy_tree
 
+        options_given = {
+            "--input": inputs,
+            "--revision": revision,
+            "--allow-pickle": allow_pickle,
+            "--trust-remote-code": trust_remote_code,
+        }
+
         out.result(
             _document(found, anatomy, device, code),
             anatomy_tree.tree(found.name, anatomy, everything=show_all),
             *(anatomy_tree.listings(anatomy, everything=show_all) if code else ()),
-            *anatomy_tree.closing_lines(source, anatomy, everything=show_all),
+            "",
+            _next(source, anatomy, options_given, show_all=show_all),
             brief=anatomy_tree.headline(anatomy),
         )
 
@@ -73,10 +83,27 @@ def _inspect(source: Source, inputs: list[str], step: Callable[[str], None]) -> 
     try:
         step("Following one forward pass, without weights")
         return rs.inspect(source.module("meta"), spec.example(device="meta")), "meta"
-    except (RuntimeError, NotImplementedError):
-        # Control flow on values (`if mask.all()`) and operators without a meta kernel end here.
+    except (RuntimeError, UnsupportedModelError):
+        # Control flow on values (`if mask.all()`) and operators without a meta kernel end here. Where
+        # the inputs are wrong, so are they with real numbers, and that error is the one to show.
         step("It needs real numbers: once more with random weights")
         return rs.inspect(source.module("cpu"), spec.example(device="cpu")), "cpu"
+
+
+def _next(source: str, anatomy: Anatomy, given: dict[str, object], *, show_all: bool) -> str:
+    """Return what to do next, with the options that were needed to read this source."""
+    words = [source]
+    for option, value in given.items():
+        if value is True:
+            words.append(option)
+        elif value:
+            for one in value if isinstance(value, list) else [value]:
+                words += [option, str(one)]
+    if anatomy.chains:
+        return f"Convert it: revsurgeon convert {shlex.join(words)} --mode dr2"
+    if anatomy.skipped and not show_all:
+        return f"See everything that was looked at: revsurgeon inspect {shlex.join(words)} --all"
+    return "Reversible rewiring needs blocks of the form post(F(x) + x)."
 
 
 def _document(source: Source, anatomy: Anatomy, device: str, code: bool) -> dict[str, object]:

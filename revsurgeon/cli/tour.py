@@ -77,13 +77,13 @@ def finetune(model: nn.Module, steps: int, *, seed: int = 0) -> Iterator[Step]:
     schedule = rs.CoefficientSchedule.from_manifest(model, total_steps=steps)
     model.train()
     for number, (batch, targets) in enumerate(zip(images.split(64), labels.split(64), strict=True), start=1):
-        now = rs.get_coefficients(model)
+        alpha, beta = rs.get_coefficients(model)
         loss = F.cross_entropy(model(batch), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        yield Step(number, loss.item(), now.alpha, now.beta)
+        yield Step(number, loss.item(), alpha, beta)
 
 
 def bytes_kept_for_backward(model: nn.Module, images: Tensor) -> int:

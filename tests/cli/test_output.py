@@ -39,15 +39,15 @@ def test_people_get_the_lines_and_scripts_the_brief_form(capsys):
 
 
 def test_progress_goes_to_standard_error_one_line_a_step(capsys):
-    with Output() as out, out.progress() as step:
-        step("reading")
-        step("writing")
+    with Output() as out:
+        out.step("reading")
+        out.step("writing")
     assert capsys.readouterr() == ("", "reading\nwriting\n")
 
 
 def test_quiet_has_no_progress(capsys):
-    with Output(quiet=True) as out, out.progress() as step:
-        step("reading")
+    with Output(quiet=True) as out:
+        out.step("reading")
     assert capsys.readouterr() == ("", "")
 
 
