@@ -99,7 +99,7 @@ class Manifest(BaseModel):
         lines = [
             f"  {_quoted(name)}: {{dtype: {_quoted(t['dtype'])}, shape: {t['shape']}, "
             f"sha256: {t['sha256']!r}}}\n"
-            for name, t in sorted(tensors.items())
+            for name, t in tensors.items()
         ]
         return dump_yaml(data) + ("tensors:\n" + "".join(lines) if lines else "tensors: {}\n")
 

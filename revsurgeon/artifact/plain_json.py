@@ -40,12 +40,12 @@ def parse_json(raw: bytes | str, where: str) -> Any:
 
 
 def render_json(data: Any) -> str:
-    """Plain data as compact ASCII JSON, the same text for equal data.
+    """Plain data as compact ASCII JSON, in the order it is given (the order of inputs has a meaning).
 
     Raises:
         ValueError: it holds NaN or an infinity, which JSON does not have.
     """
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

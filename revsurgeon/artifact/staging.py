@@ -78,6 +78,7 @@ def staged(output: Path, *, force: bool) -> Iterator[Path]:
                 stage.mkdir()
                 yield stage
                 _flush(stage)
+                _refuse(target, output, force)  # it may have appeared, or have got more in it, meanwhile
                 _publish(stage, target)
                 _flush_directory(target.parent)
                 made.clear()

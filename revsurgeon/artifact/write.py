@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from revsurgeon.artifact.header import ITEM_BYTES, StoredTensor, byte_count, encode_header
 from revsurgeon.artifact.manifest import Manifest, TensorRecord
@@ -104,15 +104,20 @@ def _write_tensors(
     with path.open("wb") as file:
         file.seek(start)
         for name in shard.tensors:
-            data = tensor_bytes(tensors[name])
-            digest = hashlib.sha256()
-            hashing = pool.submit(digest.update, data)
-            try:
-                file.write(data)
-            finally:
-                hashing.result()
-            hashes[name] = digest.hexdigest()
+            hashes[name] = _write_tensor(file, tensors[name], pool)
         file.truncate(start + sum(tensor.end - tensor.begin for tensor in shard.tensors.values()))
+
+
+def _write_tensor(file: BinaryIO, tensor: torch.Tensor, pool: ThreadPoolExecutor) -> str:
+    """Write one tensor and return its hash; a function, so that a copy is gone before the next is made."""
+    data = tensor_bytes(tensor)
+    digest = hashlib.sha256()
+    hashing = pool.submit(digest.update, data)
+    try:
+        file.write(data)
+    finally:
+        hashing.result()
+    return digest.hexdigest()
 
 
 def _planned(tensors: Mapping[str, torch.Tensor], limit: int) -> list[_Shard]:

@@ -24,6 +24,9 @@ _INTEGER = re.compile(r"[-+]?(?:0|[1-9][\d_]*)")
 # YAML 1.1 reads 1e-3 as text, for want of a dot. Nobody who writes it means text.
 _EXPONENT = re.compile(r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+\Z")
 
+# A text of several lines that is safe as a literal block, for example a JSON file.
+_BLOCK = re.compile(r"[\w{\[](?:[ -~]*[!-~])?(?:\n|\n[ -~]*[!-~])+", re.ASCII)
+
 
 class YamlError(ValueError):
     """What is wrong with a YAML text, in which line, and the fix."""
@@ -64,9 +67,12 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # A text that opens with a letter or a bracket is safe as a literal block, for example a JSON file.
-    block = "\n" in text and (text[0].isalnum() or text[0] in "{[") and " \n" not in text
-    return dumper.represent_scalar(f"{_PREFIX}str", text, style="|" if block else None)
+    style = None
+    if _BLOCK.fullmatch(text):
+        style = "|"
+    elif not text.isprintable():  # PyYAML would write some line breaks of Unicode as they are
+        style = '"'
+    return dumper.represent_scalar(f"{_PREFIX}str", text, style=style)
 
 
 for _kind in (_Loader, _Dumper):
