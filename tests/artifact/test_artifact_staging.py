@@ -23,6 +23,7 @@ from revsurgeon.artifact import (
     check_output,
     read_manifest,
     read_tensors,
+    rename,
     staging,
     write_artifact,
 )
@@ -49,7 +50,7 @@ def write(tensors: Tensors, manifest: Manifest) -> Write:
 def renames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With the exchange of two directories, and as on a system that does not have it."""
     if request.param == "no exchange":
-        monkeypatch.setattr(staging, "exchange", lambda one, other: False)
+        monkeypatch.setattr(rename, "_renameat2", lambda source, target, flags: False)
     return request.param
 
 
@@ -328,6 +329,25 @@ def test_a_second_run_into_the_same_output_is_told_of_the_first(tmp_path: Path, 
         Nested()["a"]
     assert errors == ["Another run is writing to the same output."]
     assert [path.name for path in output.iterdir()] == ["file"]
+
+
+def test_a_lock_that_its_last_holder_removes_at_the_last_moment_is_taken_anew(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open, removed = os.open, []
+
+    def open_then_lose(path: str | Path, *arguments: int) -> int:
+        descriptor = real_open(path, *arguments)
+        if not removed:
+            removed.append(path)
+            Path(path).unlink()
+        return descriptor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.os, "open", open_then_lose)
+        with staging.staged(tmp_path / "out", force=False), pytest.raises(ArtifactError, match="Another run"):
+            write(tmp_path / "out")
+    assert str(removed[0]).endswith("-lock")
 
 
 def test_of_runs_that_start_together_exactly_one_wins(tmp_path: Path, write: Write) -> None:
