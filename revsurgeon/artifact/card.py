@@ -83,7 +83,7 @@ def _provenance(manifest: Manifest) -> list[tuple[str, str]]:
 
 def _checks(manifest: Manifest) -> str:
     if not manifest.checks:
-        return "None were run at conversion. To run them: `revsurgeon verify`."
+        return "None were run at conversion."
     rows = []
     for name, value in manifest.checks.items():
         figures = dict(value) if isinstance(value, dict) else {"value": value}
