@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -177,3 +177,12 @@ def _meta_warnings_silenced() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*meta.*", category=UserWarning)
         yield
+
+
+def take_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load a complete state dict by taking its tensors, not copying them; tied parameters stay tied.
+
+    Raises:
+        RuntimeError: a name or a shape that does not fit (torch's own message).
+    """
+    _take(nn.Module.load_state_dict, module, tensors, strict=True)

@@ -29,7 +29,8 @@ class Checkpoint:
         find_weights: returns the files of the weights; not called before they are needed.
         trusted: directories that links in `directory` may lead to.
         repo_id, revision, commit: of a Hub repository.
-        code: returns the directory of Python code that the source ships.
+        code: fetches the Python code that the source ships; returns where transformers finds it: a
+            directory, or `ORG/NAME@COMMIT` in the download cache.
     """
 
     spec: str

@@ -96,7 +96,7 @@ def _no_revision(repo_id: str, revision: str | None, token: str | bool | None) -
 
 
 def _not_cached(repo_id: str, what: str, error: BaseException) -> HubError:
-    from huggingface_hub import constants
+    from huggingface_hub import constants, errors
 
     if constants.HF_HUB_OFFLINE:
         return HubError(
@@ -104,7 +104,10 @@ def _not_cached(repo_id: str, what: str, error: BaseException) -> HubError:
             where=f"cache: {constants.HF_HUB_CACHE}",
             hint="Run the command once with network and without HF_HUB_OFFLINE; after that it works offline.",
         )
-    return _broken(repo_id, what, error.__cause__ or error)
+    cause = error.__cause__ or error
+    if isinstance(cause, errors.HfHubHTTPError):
+        return _refused(repo_id, cause)
+    return _broken(repo_id, what, cause)
 
 
 def _broken(repo_id: str, what: str, error: BaseException) -> HubError:

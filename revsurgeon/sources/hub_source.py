@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from revsurgeon.errors import HubError, SourceError
 from revsurgeon.sources.directory_source import CONFIG, Checkpoint
@@ -11,6 +12,7 @@ from revsurgeon.sources.hub_errors import hub_errors
 from revsurgeon.sources.reference import Reference
 from revsurgeon.sources.weights import SAFETENSORS, SAFETENSORS_INDEX, WeightFiles, find_weights, shard_names
 
+_ABSENT = object()
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -36,7 +38,12 @@ class Repository:
             HubError: it was not delivered.
         """
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HTTPError,
+            LocalEntryNotFoundError,
+            RemoteEntryNotFoundError,
+        )
 
         with hub_errors(self.repo_id, self.revision, self.token, name):
             try:
@@ -46,9 +53,14 @@ class Repository:
             except RemoteEntryNotFoundError:
                 return None
             except LocalEntryNotFoundError:
-                if self._known_absent(name):
+                if self._cached(name) is _ABSENT:
                     return None
                 raise
+            except HTTPError as error:
+                # The client turns to its cache where it finds no connection, but not where one breaks.
+                path = self._cached(name)
+                if isinstance(error, HfHubHTTPError) or not isinstance(path, str):
+                    raise
         return Path(path)
 
     def at(self, commit: str) -> Repository:
@@ -68,12 +80,12 @@ class Repository:
             return True
         return False
 
-    def _known_absent(self, name: str) -> bool:
-        """Return whether an earlier run was told by the Hub that there is no such file."""
+    def _cached(self, name: str) -> Any:
+        """Return the path of a file in the cache, or that an earlier run was told there is none, or None."""
         from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
         found = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=self.revision)
-        return found is _CACHED_NO_EXIST
+        return _ABSENT if found is _CACHED_NO_EXIST else found
 
 
 def open_hub(
@@ -153,7 +165,7 @@ def _root_files(repository: Repository) -> list[str]:
 
 
 def _fetch_code(repository: Repository, directory: Path) -> str:
-    """Download the Python files of a repository beside its config; return their directory."""
+    """Download the Python files of a repository beside its config; return where transformers finds them."""
     from huggingface_hub import snapshot_download
 
     with hub_errors(repository.repo_id, repository.revision, repository.token, "the Python code"):
@@ -164,4 +176,6 @@ def _fetch_code(repository: Repository, directory: Path) -> str:
             cache_dir=repository.cache_dir,
             allow_patterns=["*.py"],
         )
-    return str(directory)
+    if repository.cache_dir is not None:
+        return str(directory)  # a record of it holds on this machine only
+    return f"{repository.repo_id}@{repository.revision}"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revsurgeon.errors import SourceError
@@ -70,7 +71,7 @@ def build_of_config(
     Args:
         num_classes: take a classification head with so many classes instead.
         trust_remote_code: allow a class that the source itself ships.
-        code: returns the directory that such a class is read from.
+        code: returns where such a class is read from, as in `Checkpoint.code`.
 
     Raises:
         SourceError: a model type or class that this version of transformers does not have.
@@ -260,8 +261,6 @@ def _resolve(build: Build, settings: Mapping[str, Any], trust_remote_code: bool)
 
 
 def _resolve_remote(build: Build, settings: Mapping[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
     name, code = build["entry"], build["arguments"]["remote_code"]
     if not trust_remote_code:
         raise SourceError(
@@ -269,15 +268,25 @@ def _resolve_remote(build: Build, settings: Mapping[str, Any], trust_remote_code
             hint="Read that code, and if you trust it, add --trust-remote-code.",
         )
     try:
-        reference = _remote_classes(settings)[name]
-        model_class = get_class_from_dynamic_module(reference, code, local_files_only=True)
-        if config_reference := settings.get("auto_map", {}).get("AutoConfig"):
-            config_class = get_class_from_dynamic_module(config_reference, code, local_files_only=True)
-        else:
-            config_class = _config_class(settings.get("model_type"))
+        model_class = _remote_class(_remote_classes(settings)[name], code)
+        reference = (settings.get("auto_map") or {}).get("AutoConfig")
+        config_class = (
+            _remote_class(reference, code) if reference else _config_class(settings.get("model_type"))
+        )
     except (OSError, KeyError, ImportError, AttributeError) as error:
         raise SourceError(f"the code of {name!r} cannot be loaded.", where=str(error)) from error
     return model_class, _config_object(config_class, settings)
+
+
+def _remote_class(reference: str, code: str) -> Any:
+    """Import `module.Class` from a directory or from `ORG/NAME@COMMIT` in the download cache."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    place, _, at = (code, "", "") if Path(code).is_dir() else code.partition("@")
+    commit = at or None
+    return get_class_from_dynamic_module(
+        reference, place, revision=commit, code_revision=commit, local_files_only=True
+    )
 
 
 def _remote_classes(config: Mapping[str, Any]) -> dict[str, str]:
