@@ -41,7 +41,7 @@ def tree(name: str, anatomy: Anatomy, *, everything: bool) -> Tree:
     return root
 
 
-def listings(anatomy: Anatomy, *, everything: bool) -> Iterator[RenderableType]:
+def listings(anatomy: Anatomy, *, everything: bool, highlighted: bool) -> Iterator[RenderableType]:
     """Yield the source of each segment's function, and before it which segments run it.
 
     Segments with the same source share one listing, unless `everything` is asked for.
@@ -54,7 +54,10 @@ def listings(anatomy: Anatomy, *, everything: bool) -> Iterator[RenderableType]:
         names = [f"{segment.block} segment {segment.index}" for segment in segments]
         yield Text("\n" + _some(names, everything=everything), style="bold")
         code = segments[0].code.rstrip("\n")
-        yield Syntax(code, "python", theme="ansi_dark", background_color="default", word_wrap=True)
+        if highlighted:
+            yield Syntax(code, "python", theme="ansi_dark", background_color="default", word_wrap=True)
+        else:
+            yield code
 
 
 def _add_chain(root: Tree, chain: Chain, *, everything: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from revsurgeon.cli import convert, demo, inspect, recipes
+from revsurgeon.cli.errors import INTERRUPTED
 from revsurgeon.cli.options import examples, help_when_alone
 from revsurgeon.cli.output import Output
 
@@ -68,15 +69,20 @@ app.add_typer(recipes.app, name="recipes")
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; everything that can go wrong is reported."""
-    output = Output(as_json="--json" in arguments, quiet="--quiet" in arguments, debug="--debug" in arguments)
+    output = Output(
+        as_json="--json" in arguments,
+        quiet=not {"-q", "--quiet"}.isdisjoint(arguments),
+        debug="--debug" in arguments,
+    )
     _calm_libraries(output)
     try:
         # Returns the code of a typer.Exit, and None when the command simply ended.
         code = app(args=list(arguments), prog_name="revsurgeon", standalone_mode=False)
+    except SystemExit as left:  # what fails inside a command has been reported there
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
     except (typer.TyperException, typer.Abort, KeyboardInterrupt, BrokenPipeError) as error:
-        # What fails inside a command is reported there; this is the parsing of the command line.
         return output.fail(error)
-    if code == 130 and not output.reported:  # Ctrl-C while Typer itself was at work
+    if code == INTERRUPTED:  # Ctrl-C while Typer itself was at work
         return output.fail(KeyboardInterrupt())
     return code if isinstance(code, int) else 0
 

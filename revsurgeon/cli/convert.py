@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import asdict, is_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from revsurgeon.cli import options
 from revsurgeon.cli.options import examples
 from revsurgeon.cli.output import Output
-from revsurgeon.cli.quantities import plural, size
 
 if TYPE_CHECKING:
-    from revsurgeon.artifact import Manifest
     from revsurgeon.recipes import Recipe
 
 EXAMPLES = examples(
@@ -86,9 +81,15 @@ def convert(
             progress=out.step,
         )
         from revsurgeon.artifact import read_manifest
+        from revsurgeon.cli.conversion_summary import document, next_steps, summary
 
         manifest = read_manifest(path)
-        out.result(document(path, manifest), *summary(path, manifest), brief=str(path))
+        out.result(
+            document(path, manifest),
+            *summary(path, manifest, out.width),
+            *next_steps(path, manifest),
+            brief=str(path),
+        )
 
 
 def _recipe(name: str | None, mode: str | None) -> Recipe:
@@ -102,87 +103,3 @@ def _recipe(name: str | None, mode: str | None) -> Recipe:
             hint="Leave --mode out, or take another recipe: revsurgeon recipes list",
         )
     return recipe
-
-
-def document(path: Path, manifest: Manifest) -> dict[str, Any]:
-    """Return a conversion's result for scripts: the manifest, with the tensors counted, not listed."""
-    data = manifest.model_dump(mode="json")
-    data["tensors"] = len(data["tensors"])
-    return {"output": str(path), "bytes": _bytes(path), "manifest": data}
-
-
-def summary(path: Path, manifest: Manifest) -> list[Any]:
-    """Return a conversion's result for people: what was made, from what, how, and what comes next."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from revsurgeon.cli.recipes import path_of_coefficients
-
-    recipe = manifest.recipe
-    rows = [
-        ("source", _origin(as_data(manifest.source))),
-        ("recipe", f"{recipe.name} ({recipe.mode}), {path_of_coefficients(recipe)}"),
-        (
-            "coefficients",
-            f"alpha {manifest.coefficients.alpha:g}, beta {manifest.coefficients.beta:g}, "
-            f"{manifest.arithmetic} arithmetic",
-        ),
-    ]
-    for chain in manifest.chains:
-        segments = sum(chain.segments)
-        rows.append(
-            (
-                "chain",
-                f"{chain.name}: {plural(len(chain.blocks), 'block')}, {plural(segments, 'segment')}, "
-                f"merge {chain.merge}",
-            )
-        )
-    rows += [
-        ("check", f"{name.replace('_', ' ')}: {_verdict(value)}") for name, value in manifest.checks.items()
-    ]
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(name, Text(value))
-    quoted = shlex.quote(str(path))
-    return [
-        Text.assemble((str(path), "bold green"), f"  {size(_bytes(path))}"),
-        table,
-        "",
-        "Next:",
-        f'  python -c "import revsurgeon; model = revsurgeon.load({str(path)!r})"',
-        f"  cat {shlex.quote(str(path / 'README.md'))}" if path.is_dir() else f"  ls -l {quoted}",
-    ]
-
-
-def as_data(record: Any) -> dict[str, Any]:
-    """Return a record (data class, pydantic model or dictionary) as plain data."""
-    if is_dataclass(record) and not isinstance(record, type):
-        return asdict(record)
-    if hasattr(record, "model_dump"):
-        return dict(record.model_dump(mode="json"))
-    return dict(record)
-
-
-def _origin(source: dict[str, Any]) -> str:
-    parts = [str(source["spec"])]
-    if source.get("commit"):
-        parts.append(f"commit {str(source['commit'])[:12]}")
-    parts.append(f"{source['weights']} weights")
-    return ", ".join(parts)
-
-
-def _verdict(value: Any) -> str:
-    if isinstance(value, bool):
-        return "passed" if value else "FAILED"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {_verdict(inner)}" for key, inner in value.items())
-    return str(value)
-
-
-def _bytes(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

@@ -79,7 +79,7 @@ def _inspect(out: Output) -> dict[str, Any]:
 
 def _convert(out: Output, target: Path, mode: str, *, force: bool) -> dict[str, Any]:
     from revsurgeon.artifact import read_manifest
-    from revsurgeon.cli.convert import document, summary
+    from revsurgeon.cli.conversion_summary import document, summary
 
     out.heading("2. The surgery")
     out.print(
@@ -91,7 +91,7 @@ def _convert(out: Output, target: Path, mode: str, *, force: bool) -> dict[str, 
 
     path = rs.convert("demo", mode, output=target, force=force, progress=out.step)
     manifest = read_manifest(path)
-    out.print(*summary(path, manifest))
+    out.print(*summary(path, manifest, out.width))
     return document(path, manifest)
 
 

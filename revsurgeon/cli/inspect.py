@@ -11,7 +11,7 @@ from revsurgeon.cli.output import Output
 from revsurgeon.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from revsurgeon.anatomy.report import Anatomy
     from revsurgeon.sources import Source
@@ -68,7 +68,11 @@ def inspect(
         out.result(
             _document(found, anatomy, device, code),
             anatomy_tree.tree(found.name, anatomy, everything=show_all),
-            *(anatomy_tree.listings(anatomy, everything=show_all) if code else ()),
+            *(
+                anatomy_tree.listings(anatomy, everything=show_all, highlighted=out.on_terminal)
+                if code
+                else ()
+            ),
             "",
             _next(source, anatomy, options_given, show_all=show_all),
             brief=anatomy_tree.headline(anatomy),
@@ -90,7 +94,7 @@ def _inspect(source: Source, inputs: list[str], step: Callable[[str], None]) -> 
         return rs.inspect(source.module("cpu"), spec.example(device="cpu")), "cpu"
 
 
-def _next(source: str, anatomy: Anatomy, given: dict[str, object], *, show_all: bool) -> str:
+def _next(source: str, anatomy: Anatomy, given: Mapping[str, object], *, show_all: bool) -> str:
     """Return what to do next, with the options that were needed to read this source."""
     words = [source]
     for option, value in given.items():
@@ -107,12 +111,10 @@ def _next(source: str, anatomy: Anatomy, given: dict[str, object], *, show_all: 
 
 
 def _document(source: Source, anatomy: Anatomy, device: str, code: bool) -> dict[str, object]:
-    from revsurgeon.cli.convert import as_data
-
     report = anatomy.to_dict()
     if not code:
         for chain in report["chains"]:
             for block in chain["blocks"]:
                 for segment in block["segments"]:
                     del segment["code"]
-    return {"name": source.name, "source": as_data(source.provenance), "device": device, **report}
+    return {"name": source.name, "source": source.provenance.to_dict(), "device": device, **report}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _PACKAGE = str(Path(__file__).parent.parent)
-_WIDTH_OF_A_PIPE = 100
+_WIDTH_OF_A_PIPE = 10_000  # lines are not broken there, so that grep finds what is on them
 
 
 class Output:
@@ -31,7 +31,7 @@ class Output:
 
     Used as a context manager around a command's body. While it is open, whatever a library prints
     goes to standard error, so that standard output holds the result alone. An exception that leaves
-    the body is reported and becomes the exit code.
+    the body is reported and becomes a SystemExit with its code.
 
     Args:
         as_json: write one JSON document, and only at the end.
@@ -43,7 +43,6 @@ class Output:
         self.as_json = as_json
         self.quiet = quiet
         self.debug = debug
-        self.reported = False
         self._stdout: TextIO = sys.stdout
         self._stack = ExitStack()
 
@@ -60,7 +59,8 @@ class Output:
         self._stack.close()
         if error is None or isinstance(error, typer.Exit | SystemExit | GeneratorExit):
             return
-        raise typer.Exit(self.fail(error)) from error
+        # Not typer.Exit: Typer makes one of its own from a Ctrl-C that comes outside a command's body.
+        raise SystemExit(self.fail(error)) from error
 
     # -- results -----------------------------------------------------------------------------
 
@@ -150,7 +150,6 @@ class Output:
     def fail(self, error: BaseException) -> int:
         """Report an error to standard error, as the JSON document too if asked for; return its exit code."""
         failure = describe(error)
-        self.reported = True
         if failure.exit_code == BROKEN_PIPE:
             # Python would complain once more when it flushes standard output at the very end.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -175,7 +174,7 @@ def _print_failure(text: str, kind: str) -> None:
 
 
 def console(stream: TextIO) -> Console:
-    """Return rich's writer for a stream: as wide as the terminal, or COLUMNS, or 100 in a pipe."""
+    """Return rich's writer for a stream: as wide as the terminal; in a pipe COLUMNS, if set."""
     from rich.console import Console
 
     width = None

@@ -97,11 +97,11 @@ def test_a_terminal_without_utf_8_gets_plain_guides(anatomy):
 
 
 def test_segments_with_the_same_function_share_one_listing(anatomy):
-    texts = [rendered(item) for item in listings(anatomy, everything=False)]
+    texts = [rendered(item) for item in listings(anatomy, everything=False, highlighted=True)]
     assert len(texts) == 4  # two functions, each with the line that says who runs it
     assert "encoder.layers.0 segment 0" in texts[0]
     assert "return self.attn(x) + alpha * x" in texts[1]
 
 
 def test_all_prints_the_function_of_every_segment_by_itself(anatomy):
-    assert len(list(listings(anatomy, everything=True))) == 2 * 26
+    assert len(list(listings(anatomy, everything=True, highlighted=False))) == 2 * 26

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def test_the_first_command_of_the_readme_writes_an_artifact_that_loads(revsurgeo
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     assert f"demo-{mode}" in result.out
     assert "6 blocks, 12 segments" in result.out
-    assert "Next:" in result.out
+    assert "revsurgeon.load(" in result.out
 
 
 def test_json_holds_the_manifest_and_where_it_was_written(revsurgeon, tmp_path):
@@ -106,3 +107,13 @@ def test_a_network_in_which_nothing_can_be_rewired_has_its_own_exit_code(revsurg
     result = revsurgeon("convert", "timm:vgg11", "--random-weights", "--json")
     assert result.code == json.loads(result.out)["exit_code"] == 4
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_that_loads_the_artifact_really_does(revsurgeon):
+    result = revsurgeon("convert", "demo", "--output", "it's a name")
+    (line,) = [line for line in result.out.splitlines() if line.startswith("Load it: ")]
+    python, option, program = shlex.split(line.removeprefix("Load it: "))
+    assert (python, option) == ("python", "-c")
+    namespace: dict[str, object] = {}
+    exec(program, namespace)
+    assert isinstance(namespace["model"], torch.nn.Module)

@@ -52,9 +52,9 @@ def test_quiet_has_no_progress(capsys):
 
 
 def test_an_error_becomes_the_exit_code_and_lines_on_standard_error(capsys):
-    with pytest.raises(typer.Exit) as left, Output():
+    with pytest.raises(SystemExit) as left, Output():
         raise SourceError("there is no such source.", where="here", hint="Look elsewhere.")
-    assert left.value.exit_code == 2
+    assert left.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "SourceError: there is no such source.\n  here\nLook elsewhere.\n"
@@ -65,10 +65,10 @@ def test_an_error_after_some_library_noise_is_still_one_json_document(capsys):
         print("noise")
         raise SourceError("there is no such source.")
 
-    with pytest.raises(typer.Exit) as left, Output(as_json=True):
+    with pytest.raises(SystemExit) as left, Output(as_json=True):
         noisy_failure()
     document = json.loads(capsys.readouterr().out)
-    assert document["exit_code"] == left.value.exit_code == 2
+    assert document["exit_code"] == left.value.code == 2
     assert document["error"]["what"] == "there is no such source."
 
 
