@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,16 +10,17 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
+
+from revsurgeon.sources.stand_ins import is_stand_in, real_parameters, stand_ins
 
 Construct = Callable[[], nn.Module]
 
 
 class _ThisThread(threading.local):
-    """What the hooks below do in this thread; other threads that build networks are left alone."""
+    """What `load_state_dict` does in this thread; other threads are left alone."""
 
-    parameters_on_meta = False
     load_state_dict: Literal["copies", "takes", "does nothing"] = "copies"
+    missing: tuple[str, ...] = ()  # keys that the last load did not find
 
 
 _this_thread = _ThisThread()
@@ -38,24 +38,24 @@ def on_meta(construct: Construct) -> nn.Module:
     """Return what `construct` makes, wholly on the meta device.
 
     A few constructors compute with the values of tensors (sizes found by a forward, `.item()`), which the
-    meta device has not; for those only the parameters are on meta while they run, or at last nothing is.
+    meta device has not; those run with stand-ins for their parameters.
     """
     try:
-        with seeded(), torch.device("meta"), _meta_warnings_silenced():
+        with seeded(), torch.device("meta"):
             return construct().to("meta")  # .to: what a constructor put on the CPU by name
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        return without_weights(construct).to("meta")
+        return with_empty_weights(construct).to("meta")
 
 
 def without_weights(construct: Construct) -> nn.Module:
-    """Return what `construct` makes, with its parameters on meta and every buffer real and right.
+    """Return what `construct` makes, with stand-ins for its parameters and every buffer real and right.
 
     Non-persistent buffers are in no checkpoint, so they must be computed as the constructor does it.
     """
     try:
-        with seeded(), _parameters_on_meta(), _meta_warnings_silenced():
+        with seeded(), stand_ins():
             return construct()
-    except (RuntimeError, NotImplementedError):  # it runs a forward in its constructor
+    except (RuntimeError, NotImplementedError):  # it writes to its parameters in a way that is not skipped
         with seeded():
             return construct()
 
@@ -63,14 +63,9 @@ def without_weights(construct: Construct) -> nn.Module:
 def with_empty_weights(construct: Construct) -> nn.Module:
     """Return what `construct` makes on the CPU, its parameters allocated but not filled."""
     module = without_weights(construct)
-    allocated: dict[int, nn.Parameter] = {}
-    for owner in module.modules():
-        for name, parameter in owner._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                if id(parameter) not in allocated:
-                    empty = torch.empty_like(parameter, device="cpu")
-                    allocated[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-                owner._parameters[name] = allocated[id(parameter)]
+    for parameter in module.parameters():
+        if is_stand_in(parameter):
+            parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype)
     return module
 
 
@@ -87,7 +82,11 @@ def with_weights(construct_and_load: Construct, construct: Construct) -> tuple[n
     """
     with _load_state_dict("takes"):
         module = without_weights(construct_and_load)
-    absent = [name for name, tensor in module.named_parameters() if tensor.is_meta]
+    absent = [
+        name
+        for name, tensor in module.named_parameters()
+        if is_stand_in(tensor) or name in _this_thread.missing
+    ]
     if absent:
         with seeded():
             initialised = dict(construct().named_parameters())
@@ -97,26 +96,13 @@ def with_weights(construct_and_load: Construct, construct: Construct) -> tuple[n
     return module, absent
 
 
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Put every parameter on meta at the moment a module registers it.
+def take_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load a complete state dict by taking its tensors, not copying them; tied parameters stay tied.
 
-    Buffers stay real. A parameter that is registered twice (tied weights) stays one parameter.
+    Raises:
+        RuntimeError: a name or a shape that does not fit (torch's own message).
     """
-    handle = torch_module.register_module_parameter_registration_hook(_to_meta)
-    _this_thread.parameters_on_meta = True
-    try:
-        yield
-    finally:
-        _this_thread.parameters_on_meta = False
-        handle.remove()
-
-
-def _to_meta(_: nn.Module, __: str, parameter: Any) -> Any:
-    # Lazy and quantized parameters are classes of their own, with other constructors.
-    if not _this_thread.parameters_on_meta or type(parameter) is not nn.Parameter or parameter.is_meta:
-        return None
-    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+    _take(nn.Module.load_state_dict, module, tensors, strict=True)
 
 
 def without_loading(construct_and_load: Construct) -> nn.Module:
@@ -142,6 +128,7 @@ def _load_state_dict(behaviour: Literal["takes", "does nothing"]) -> Iterator[No
 
     setattr(nn.Module, "load_state_dict", replacement)  # noqa: B010  # mypy refuses assignment to a method
     _this_thread.load_state_dict = behaviour
+    _this_thread.missing = ()
     try:
         yield
     finally:
@@ -150,13 +137,11 @@ def _load_state_dict(behaviour: Literal["takes", "does nothing"]) -> Iterator[No
 
 
 def _take(load_state_dict: Callable[..., Any], module: nn.Module, state_dict: Any, strict: bool) -> Any:
-    """Load by assignment; tied parameters stay tied and the new parameters stay where they are."""
+    """Load by assignment; tied parameters stay tied."""
     ties = _tied_names(module)
-    on_meta, _this_thread.parameters_on_meta = _this_thread.parameters_on_meta, False
-    try:
+    with real_parameters():
         result = load_state_dict(module, state_dict, strict=strict, assign=True)
-    finally:
-        _this_thread.parameters_on_meta = on_meta
+    _this_thread.missing = tuple(result.missing_keys)
     for first, *others in ties:
         parameter = module.get_parameter(first)
         for name in others:
@@ -170,19 +155,3 @@ def _tied_names(module: nn.Module) -> list[list[str]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names[id(parameter)].append(name)
     return [group for group in names.values() if len(group) > 1]
-
-
-@contextmanager
-def _meta_warnings_silenced() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*meta.*", category=UserWarning)
-        yield
-
-
-def take_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load a complete state dict by taking its tensors, not copying them; tied parameters stay tied.
-
-    Raises:
-        RuntimeError: a name or a shape that does not fit (torch's own message).
-    """
-    _take(nn.Module.load_state_dict, module, tensors, strict=True)

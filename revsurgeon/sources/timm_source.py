@@ -38,10 +38,10 @@ def build_of_name(name: str, num_classes: int | None = None) -> Build:
 
     if not timm.is_model(name):
         raise _unknown(name)
-    _, _, tag = name.partition(".")
-    known = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    if known is None or (tag and known.tag != tag):
-        raise _unknown(name)
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        raise _unknown(name) from None
     return _build(name.partition(".")[0], known.to_dict(), {}, num_classes)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from revsurgeon.errors import HubError
+from revsurgeon.errors import HubError, SourceError
 from revsurgeon.sources.provenance import sha256
 
 
@@ -22,7 +23,7 @@ def downloaded(url: str, directory: str | None = None) -> dict[str, str]:
 
 @contextmanager
 def download_errors(url: str) -> Iterator[None]:
-    """Raise a HubError where a download fails or delivers something else."""
+    """Raise a HubError where a download fails, a SourceError where it delivers something else."""
     hint = "Check the network and try again, or add --random-weights to take the architecture alone."
     try:
         yield
@@ -30,6 +31,11 @@ def download_errors(url: str) -> Iterator[None]:
         reason = getattr(error, "reason", None) or error
         raise HubError(
             "the pretrained weights cannot be downloaded.", where=f"{url}\n{reason}", hint=hint
+        ) from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise SourceError(
+            "the downloaded weights hold more than tensors.", where=f"{url}\n{reason}"
         ) from None
     except RuntimeError as error:
         if "invalid hash value" not in str(error):
