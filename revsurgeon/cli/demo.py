@@ -110,11 +110,12 @@ def _finetune(out: Output, path: Path, steps: int) -> dict[str, Any]:
     out.step("Loading what was written")
     model = rs.load(path)
     images, labels = tour.printed_digits(_TEST_IMAGES, seed=1)
-    memory = _memory(model, images[:64])
-    before = tour.accuracy(model, images, labels)
-    out.step(f"Taking {steps} steps")
-    taken = list(tour.finetune(model, steps))
-    after = tour.accuracy(model, images, labels)
+    with tour.one_thread():
+        memory = _memory(model, images[:64])
+        before = tour.accuracy(model, images, labels)
+        out.step(f"Taking {steps} steps")
+        taken = list(tour.finetune(model, steps))
+        after = tour.accuracy(model, images, labels)
     shown = range(0, steps, max(1, steps // 8))
     out.print(*(_line(taken[index]) for index in sorted({*shown, steps - 1})))
     out.print(

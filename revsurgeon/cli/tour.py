@@ -7,6 +7,7 @@ needs no data set.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,17 @@ def printed_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
     )
     noise = 0.2 * torch.rand(images.shape, generator=generator)
     return ((0.8 * images + noise - _MEAN) / _STD).unsqueeze(1), labels
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: for a network this small a second one costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+import torch
 
 import revsurgeon.errors as revsurgeon_errors
 from revsurgeon.cli.app import run as run_in_process
@@ -66,3 +67,9 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         )
 
     return start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The networks here are small: threads that wait for each other would take most of the time."""
+    torch.set_num_threads(1)
