@@ -76,7 +76,7 @@ def inspect(
         UnsupportedModelError: the network does not run on the example inputs.
     """
     root, mode = probe(model, example_inputs)
-    with mode, untouched(model), torch.no_grad():
+    with mode, untouched(model), torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(model)):
         search = _Search(granularity)
         found = search.cover(root).found
     allowed = [f for f in found if select(f.block.path)]
@@ -96,6 +96,10 @@ def inspect(
         id(p): p.numel() for chain in chains for b in chain.blocks for p in model.get_submodule(b.path).parameters()
     }
     return Anatomy(chains, tuple(_unique(skipped)), sum(total.values()), sum(inside.values()))
+
+
+def _cuda_devices(model: nn.Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
 
 
 class _Search:

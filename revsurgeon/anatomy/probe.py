@@ -53,10 +53,16 @@ def as_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[s
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave every module's attributes (training flags, caches, hooks) as they were found."""
+    """Leave every module's attributes (training flags, caches, hooks) and buffers as they were found."""
     before = [
         (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()
     ]
+    # Copies take the changes: even on fake tensors a counter such as num_batches_tracked counts on.
+    copies: dict[int, torch.Tensor] = {}
+    for module, *_ in before:
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
     try:
         yield
     finally:

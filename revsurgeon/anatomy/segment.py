@@ -157,6 +157,11 @@ class _Flow:
         for node in graph.nodes:
             if node.op != "output" and holds_tensor(node) and any(i in self.live for i in self.inputs(node)):
                 self.live.add(node)
+        # The live values whose sizes a value that is not live depends on.
+        self._size_roots: dict[fx.Node, set[fx.Node]] = {}
+        for node in graph.nodes:
+            roots = [{i} if i in self.live else self._size_roots[i] for i in self.inputs(node)]
+            self._size_roots[node] = set().union(*roots)
         if sink not in self.live:
             raise CannotSegment(Reason.NO_RESIDUAL, "the output does not depend on the input")
         shape = source.meta["value"].shape
@@ -177,24 +182,11 @@ class _Flow:
             and value.is_floating_point()
         )
 
-    def size_roots(self, node: fx.Node) -> set[fx.Node]:
-        """The live values whose sizes a number (or shape) comes from."""
-        if node in self.live:
-            return {node}
-        if holds_tensor(node):
-            return set()
-        return set().union(*(self.size_roots(i) for i in self.inputs(node)))
-
     def parents(self, node: fx.Node) -> set[fx.Node]:
         """The live values that `node` needs, sizes of stream-shaped values aside."""
         found: set[fx.Node] = set()
         for i in self.inputs(node):
-            if i in self.live:
-                found.add(i)
-            elif not holds_tensor(i):
-                found |= self.size_roots(i) - self.like_stream
-            else:
-                found |= self.parents(i)
+            found |= {i} if i in self.live else self._size_roots[i] - self.like_stream
         return found
 
     def groups(self, granularity: str) -> list[list[_Interval]]:
@@ -265,15 +257,9 @@ class _Flow:
 
         crossing: set[fx.Node] = set()
         for node in path:
-            stack = list(self.inputs(node))
-            while stack:
-                i = stack.pop()
-                if i in self.live:
-                    continue
-                roots = self.size_roots(i) if not holds_tensor(i) else set()
+            for i in self.inputs(node):
+                roots = set() if i in self.live else self._size_roots[i]
                 crossing |= {r for r in roots - set(cuts) if part(r) != part(node)}
-                if holds_tensor(i):
-                    stack += self.inputs(i)
         return crossing & self.like_stream
 
     def slice(self, end: fx.Node, start: fx.Node) -> list[fx.Node]:

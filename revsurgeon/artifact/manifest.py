@@ -58,13 +58,21 @@ class ChainRecord(BaseModel):
     name: str
     blocks: list[str] = Field(min_length=1, description="Module paths in call order; one may come twice.")
     segments: list[Annotated[int, Field(ge=1)]] = Field(description="How many segments each block has.")
+    streams: list[str] = Field(description="The parameter of each block's forward that takes the stream.")
+    outputs: list[Annotated[int, Field(ge=0)]] = Field(
+        description="The stream's place among each block's flattened outputs."
+    )
+    grid_bits: Annotated[int, Field(ge=0, le=48)] = Field(
+        default=20, description="Grid points per unit in exact arithmetic, as a power of two."
+    )
     merge: Literal["normalized", "last"] = Field(description="What becomes of the two streams at its end.")
     copy_output: bool = Field(description="Whether its output is copied, because someone writes into it.")
 
     @model_validator(mode="after")
     def _as_many(self) -> ChainRecord:
-        if len(self.blocks) != len(self.segments):
-            raise ValueError(f"{len(self.blocks)} blocks but {len(self.segments)} segment counts")
+        for name in ("segments", "streams", "outputs"):
+            if len(self.blocks) != len(getattr(self, name)):
+                raise ValueError(f"{len(self.blocks)} blocks but {len(getattr(self, name))} entries in {name}")
         return self
 
 

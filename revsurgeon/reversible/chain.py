@@ -53,6 +53,8 @@ class Chain:
         grid_bits: of exact arithmetic.
         copy_output: hand out a copy, because the network changes the chain's output in place.
         stored: backpropagate conventionally (set by `stored_activations`).
+        plan: how the coefficients are to move: arguments of `CoefficientSchedule`, as plain data.
+        state: where a schedule stands, as plain data.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Chain:
     grid_bits: int = DEFAULT_GRID_BITS
     copy_output: bool = False
     stored: bool = False
+    plan: dict[str, Any] | None = None
+    state: dict[str, Any] | None = None
     _runs: dict[int, Run] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:

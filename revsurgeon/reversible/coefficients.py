@@ -38,7 +38,7 @@ def set_coefficients(model: nn.Module, alpha: float | None = None, beta: float |
         UnsupportedModelError: the network was not rewired.
         RevsurgeonError: a value out of range.
     """
-    for chain in _some_chains(model):
+    for chain in some_chains(model):
         chain.set(alpha, beta)
 
 
@@ -48,7 +48,7 @@ def get_coefficients(model: nn.Module) -> tuple[float, float]:
     Raises:
         UnsupportedModelError: the network was not rewired.
     """
-    first = _some_chains(model)[0]
+    first = some_chains(model)[0]
     return first.alpha, first.beta
 
 
@@ -58,7 +58,7 @@ def stored_activations(model: nn.Module) -> Iterator[None]:
 
     Forward and backward must both be inside or both outside.
     """
-    found = _some_chains(model)
+    found = some_chains(model)
     before = [chain.stored for chain in found]
     for chain in found:
         chain.stored = True
@@ -69,7 +69,12 @@ def stored_activations(model: nn.Module) -> Iterator[None]:
             chain.stored = stored
 
 
-def _some_chains(model: nn.Module) -> list[Chain]:
+def some_chains(model: nn.Module) -> list[Chain]:
+    """The chains of a network that must have some.
+
+    Raises:
+        UnsupportedModelError: it was not rewired.
+    """
     found = chains(model)
     if not found:
         raise UnsupportedModelError(

@@ -58,9 +58,13 @@ def _device_module(device: torch.device) -> Any:
 
 @dataclass
 class ChangingBuffers:
-    """Which buffers a segment's forward changes; learned when it first runs, then checked."""
+    """Which buffers a segment's forward changes, by the training flags of the modules that own them.
 
-    known: set[BufferKey] | None = None
+    It is learned by comparing values when the segment first runs with these flags: batch norm changes its
+    running statistics without counting up their version.
+    """
+
+    known: dict[tuple[bool, ...], set[BufferKey]] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,34 +89,35 @@ class Replay:
         self.autocast = tuple((t, torch.is_autocast_enabled(t), torch.get_autocast_dtype(t)) for t in types)
         self.autocast_cache = torch.is_autocast_cache_enabled()
         states = RandomStates.now(device)
+        owners = [module for module in modules if module._buffers]
+        flags = tuple(module.training for module in owners)
+        known = changing.known.get(flags)
         before = [
             (module._buffers, name, buffer, buffer._version, (id(module), name))
-            for module in modules
+            for module in owners
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        copies = {
-            key: buffer.clone()
-            for _, _, buffer, _, key in before
-            if changing.known is None or key in changing.known
-        }
+        copies = {key: b.clone() for _, _, b, _, key in before if known is None or key in known}
         yield
         if not states.equals(RandomStates.now(device)):
             self.random = states
-        if changing.known is None:
-            changing.known = set()
+        if known is None:
+            known = changing.known[flags] = {
+                key
+                for owner, name, buffer, _, key in before
+                if owner.get(name) is not buffer or not torch.equal(copies[key], buffer)
+            }
         for owner, name, buffer, version, key in before:
-            if owner.get(name) is not buffer:
-                self.buffers.append((owner, name, buffer))  # replaced: the old object still has the old value
-            elif buffer._version != version:
-                changing.known.add(key)
-                if key not in copies:
-                    raise ChainBrokenError(
-                        "a buffer changed that did not change when the segment first ran.",
-                        where=name,
-                        hint="Run the step again: from now on the buffer is kept.",
-                    )
+            if key in known:
                 self.buffers.append((owner, name, copies[key]))
+            elif owner.get(name) is not buffer or buffer._version != version:
+                known.add(key)
+                raise ChainBrokenError(
+                    "a buffer changed that did not change when the segment first ran.",
+                    where=name,
+                    hint="Run the step again: from now on the buffer is kept.",
+                )
 
     @contextlib.contextmanager
     def again(self, device: torch.device) -> Iterator[None]:

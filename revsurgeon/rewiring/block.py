@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect as python_inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,6 +168,7 @@ class RewiredForward:
             check_arguments(args, kwargs)
             with contextlib.ExitStack() as stack:
                 stack.enter_context(untouched(self.block))
+                stack.enter_context(_no_autocast_cache())
                 fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
                 fake_args, fake_kwargs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
                 inline = inline_set(self.block, self.original, fake_args, fake_kwargs, stream, self.output)
@@ -194,6 +195,17 @@ class RewiredForward:
         ]
         finish = compile_graph(graphs.finish) if graphs.finish is not None else None
         return Plan(segments, finish, graphs.finish_extras, specialised, inlined)
+
+
+@contextlib.contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Keep fake copies of the weights out of the cache that autocast uses for the real ones."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 def _kind(leaf: Any) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from revsurgeon.anatomy import Anatomy, inspect
 from revsurgeon.anatomy.probe import ExampleInputs
-from revsurgeon.errors import RevsurgeonError, UnsupportedModelError
+from revsurgeon.errors import UnsupportedModelError
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.coefficients import chains
@@ -91,27 +91,50 @@ def rewire(
 
 
 def rewire_with_checks(
-    model: nn.Module, example_inputs: ExampleInputs, recipe: Recipe, arithmetic: str | None = None
-) -> tuple[Anatomy, SelfCheck]:
-    """`rewire`, returning what was found and what was measured."""
-    from revsurgeon.rewiring.selfcheck import check_and_start, reference_outputs
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    recipe: Recipe,
+    arithmetic: str | None = None,
+    *,
+    check: bool = True,
+) -> tuple[Anatomy, SelfCheck | None]:
+    """`rewire`, returning what was found and what was measured; `check=False` measures nothing.
+
+    Without measurements, `merge: auto` is "normalized" and `arithmetic: auto` is "exact" below beta = 1.
+    """
+    from revsurgeon.rewiring.selfcheck import check_and_start, reference_outputs, start_unchecked
 
     if chains(model):
-        raise RevsurgeonError(
+        raise UnsupportedModelError(
             f"{type(model).__name__} is rewired already.",
             hint="Change its coefficients with revsurgeon.set_coefficients, or start from the original network.",
         )
     anatomy = inspect(model, example_inputs, granularity=recipe.granularity, select=recipe.selects)
     if not anatomy.chains:
         raise nothing_to_rewire(type(model).__name__, anatomy)
-    reference = reference_outputs(model, example_inputs)
+    reference = reference_outputs(model, example_inputs) if check else []
     attach(model, specs_of(anatomy), granularity=recipe.granularity)
+    found = None
     try:
-        found = check_and_start(model, reference, recipe, arithmetic or recipe.arithmetic)
+        if check:
+            found = check_and_start(model, reference, recipe, arithmetic or recipe.arithmetic)
+        else:
+            start_unchecked(model, recipe, arithmetic or recipe.arithmetic)
     except BaseException:
         detach(model)
         raise
+    for chain in chains(model):
+        chain.plan = plan_of(recipe)
     return anatomy, found
+
+
+def plan_of(recipe: Recipe) -> dict[str, Any]:
+    """How a recipe moves the coefficients: arguments of `CoefficientSchedule`, as plain data."""
+    plan: dict[str, Any] = recipe.schedule.model_dump(exclude_none=True) if recipe.schedule else {}
+    plan["start"] = (recipe.start.alpha, recipe.start.beta)
+    if recipe.end is not None:
+        plan["end"] = (recipe.end.alpha, recipe.end.beta)
+    return plan
 
 
 def specs_of(anatomy: Anatomy) -> list[ChainSpec]:
@@ -127,6 +150,29 @@ def specs_of(anatomy: Anatomy) -> list[ChainSpec]:
         )
         for chain in anatomy.chains
     ]
+
+
+def specs_of_rewired(model: nn.Module) -> list[ChainSpec]:
+    """The chains of a rewired network as specifications."""
+    forwards = {m.__dict__["forward"].path: m.__dict__["forward"] for m in model.modules() if is_rewired(m)}
+    return [
+        ChainSpec(
+            name=chain.name,
+            blocks=chain.blocks,
+            streams=tuple(forwards[path].stream for path in chain.blocks),
+            outputs=tuple(forwards[path].output for path in chain.blocks),
+            segments=chain.segments,
+            merge=chain.merge,
+            copy_output=chain.copy_output,
+            grid_bits=chain.grid_bits,
+        )
+        for chain in chains(model)
+    ]
+
+
+def is_rewired(module: nn.Module) -> bool:
+    """Whether a module is a rewired block."""
+    return isinstance(module.__dict__.get("forward"), RewiredForward)
 
 
 def attach(model: nn.Module, specs: Sequence[ChainSpec], *, granularity: str = "segment") -> list[Chain]:
@@ -165,9 +211,8 @@ def attach(model: nn.Module, specs: Sequence[ChainSpec], *, granularity: str = "
 def detach(model: nn.Module) -> None:
     """Take the chains off again: the network is what it was before `attach`."""
     for module in model.modules():
-        forward = module.__dict__.get("forward")
-        if isinstance(forward, RewiredForward):
-            del module.__dict__["forward"]
+        if is_rewired(module):
+            forward = module.__dict__.pop("forward")
             if forward.replaced is not None:
                 module.__dict__["forward"] = forward.replaced
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from revsurgeon.errors import SourceError
 from revsurgeon.sources.stand_ins import is_stand_in, real_parameters, stand_ins
 
 Construct = Callable[[], nn.Module]
@@ -32,6 +33,25 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@contextmanager
+def building(entry: str) -> Iterator[None]:
+    """Raise a SourceError where a library cannot make a network of what its config says."""
+    try:
+        yield
+    except ImportError as error:
+        raise SourceError(
+            f"{entry!r} needs a package that is not installed.",
+            where=str(error).strip(),
+            hint="Install that package.",
+        ) from error
+    except (TypeError, ValueError, AssertionError, AttributeError, KeyError) as error:
+        raise SourceError(
+            f"{entry!r} cannot be built from its config.",
+            where=f"{type(error).__name__}: {error}",
+            hint="Check config.json, or take a network whose config is complete.",
+        ) from error
 
 
 def on_meta(construct: Construct) -> nn.Module:

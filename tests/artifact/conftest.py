@@ -26,6 +26,8 @@ def manifest() -> Manifest:
                 name="blocks",
                 blocks=["blocks.0", "blocks.1"],
                 segments=[2, 2],
+                streams=["x", "x"],
+                outputs=[0, 0],
                 merge="normalized",
                 copy_output=False,
             )

@@ -26,6 +26,8 @@ chains = st.lists(st.tuples(texts, st.integers(1, 9)), min_size=1, max_size=3).m
         name="blocks",
         blocks=[name for name, _ in blocks],
         segments=[count for _, count in blocks],
+        streams=["x" for _ in blocks],
+        outputs=[0 for _ in blocks],
         merge="last",
         copy_output=True,
     )
@@ -96,7 +98,7 @@ def test_a_value_that_json_does_not_have_is_refused_when_the_manifest_is_made(
 
 def test_a_chain_has_a_count_of_segments_for_each_block() -> None:
     with pytest.raises(ValueError, match="2 blocks but 1 segment"):
-        ChainRecord(name="a", blocks=["a.0", "a.1"], segments=[2], merge="last", copy_output=False)
+        ChainRecord(name="a", blocks=["a.0", "a.1"], segments=[2], streams=["x", "x"], outputs=[0, 0], merge="last", copy_output=False)
 
 
 def test_the_yaml_has_one_line_a_tensor_and_the_config_as_it_is(manifest: Manifest) -> None:

@@ -1,0 +1,99 @@
+"""Rewire a pretrained network into a reversible one, and finetune it in a fraction of the memory.
+
+    import revsurgeon as rs
+
+    path = rs.convert("demo", mode="dr2")                     # source -> artifact
+    model = rs.load(path)                                     # artifact -> network
+    schedule = rs.CoefficientSchedule.from_manifest(model, total_steps=1000)
+    ...                                                       # train as before; schedule.step()
+    rs.save(model, "finetuned")
+
+or, for a network of one's own, `rs.rewire(model, example_inputs=...)`. Importing this does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from revsurgeon.errors import (
+    ArtifactError,
+    ChainBrokenError,
+    HubError,
+    RecipeError,
+    RevsurgeonError,
+    SourceError,
+    UnsupportedModelError,
+    UsageError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from revsurgeon.anatomy import Anatomy, inspect
+    from revsurgeon.conversion import convert, load, save
+    from revsurgeon.recipes import Recipe, load_recipe
+    from revsurgeon.reversible.coefficients import (
+        chains,
+        get_coefficients,
+        set_coefficients,
+        stored_activations,
+    )
+    from revsurgeon.reversible.schedule import CoefficientSchedule
+    from revsurgeon.rewiring import rewire
+
+_HOME = {
+    "Anatomy": "revsurgeon.anatomy",
+    "inspect": "revsurgeon.anatomy",
+    "convert": "revsurgeon.conversion",
+    "load": "revsurgeon.conversion",
+    "save": "revsurgeon.conversion",
+    "Recipe": "revsurgeon.recipes",
+    "load_recipe": "revsurgeon.recipes",
+    "chains": "revsurgeon.reversible.coefficients",
+    "get_coefficients": "revsurgeon.reversible.coefficients",
+    "set_coefficients": "revsurgeon.reversible.coefficients",
+    "stored_activations": "revsurgeon.reversible.coefficients",
+    "CoefficientSchedule": "revsurgeon.reversible.schedule",
+    "rewire": "revsurgeon.rewiring",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("revsurgeon")
+    if name not in _HOME:
+        raise AttributeError(f"module 'revsurgeon' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
+
+
+__all__ = [
+    "Anatomy",
+    "ArtifactError",
+    "ChainBrokenError",
+    "CoefficientSchedule",
+    "HubError",
+    "Recipe",
+    "RecipeError",
+    "RevsurgeonError",
+    "SourceError",
+    "UnsupportedModelError",
+    "UsageError",
+    "VerificationError",
+    "chains",
+    "convert",
+    "get_coefficients",
+    "inspect",
+    "load",
+    "load_recipe",
+    "rewire",
+    "save",
+    "set_coefficients",
+    "stored_activations",
+]

@@ -1,0 +1,310 @@
+"""From a source to an artifact, from an artifact to a network that trains, and back."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from revsurgeon.artifact import (
+    ChainRecord,
+    Manifest,
+    check_output,
+    model_card,
+    read_manifest,
+    read_tensors,
+    write_artifact,
+)
+from revsurgeon.errors import ArtifactError, UsageError
+from revsurgeon.recipes import Coefficients, Recipe, load_recipe
+from revsurgeon.reversible.coefficients import get_coefficients, some_chains
+from revsurgeon.rewiring import ChainSpec, attach, detach, rewire_with_checks
+from revsurgeon.rewiring.rewire import plan_of, specs_of_rewired
+from revsurgeon.sources import build_architecture, resolve
+
+_ORIGIN = "_revsurgeon_origin"
+"""Attribute of a rewired network that says where it came from."""
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an artifact says about a network besides its chains; kept on the network for `save`."""
+
+    source: Mapping[str, Any]
+    build: Mapping[str, Any]
+    config: str | None
+    inputs: Mapping[str, Any]
+    recipe: Recipe
+    checks: Mapping[str, Any]
+
+
+def convert(
+    source: str,
+    mode: str = "dr2",
+    *,
+    output: str | Path | None = None,
+    recipe: str | Path | Recipe | None = None,
+    revision: str | None = None,
+    random_weights: bool = False,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    arithmetic: str | None = None,
+    granularity: str | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    merge: str | None = None,
+    inputs: Sequence[str] | None = None,
+    dtype: str | None = None,
+    max_shard_size: int | str = "5GB",
+    force: bool = False,
+    verify: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Rewire a pretrained network and write it as a reversible checkpoint.
+
+    The weights are written under the names, and as the bytes, of the source's own state dict.
+
+    Args:
+        source: ``org/name[@revision]``, ``timm:name``, ``torchvision:name``, ``transformers:type``, a path,
+            ``python:module:factory`` or ``demo``.
+        mode: "dr2" or "re2".
+        output: the directory to make; None takes ``<the source's short name>-<mode>`` here.
+        recipe: a preset's name, a YAML file or a `Recipe`; None takes the mode's default.
+        revision: branch, tag or commit of a Hub repository.
+        random_weights: draw the weights instead of loading them, the same at every run.
+        allow_pickle: also read ``.bin`` and ``.pth`` files, as tensors only.
+        trust_remote_code: run Python code that the source ships.
+        token: for the Hub; None takes the one that you are logged in with.
+        cache_dir: where downloads are kept.
+        arithmetic, granularity, include, exclude, merge: replace the recipe's.
+        inputs: ``NAME=SHAPE[:DTYPE]`` for example inputs other than the config tells.
+        dtype: cast floating weights on the way: "float32", "float64", "float16" or "bfloat16".
+        max_shard_size: bytes a weight file, as a number or as "5GB".
+        force: replace an artifact that is there.
+        verify: check the network before it is written; False leaves "not verified" in the manifest.
+        progress: is told what happens next, in words.
+
+    Returns:
+        The artifact's directory.
+
+    Raises:
+        RevsurgeonError: one of its kinds, by what went wrong; nothing is written then.
+    """
+    tell = progress or (lambda text: None)
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, mode)
+    chosen = _with_options(
+        chosen, arithmetic=arithmetic, granularity=granularity, include=include, exclude=exclude, merge=merge
+    )
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    if output is not None:
+        check_output(output, force=force)
+    tell(f"Looking up {source}")
+    found = resolve(
+        source,
+        revision=revision,
+        random_weights=random_weights,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+        token=token,
+        cache_dir=cache_dir,
+    )
+    target = Path(output) if output is not None else Path(f"{found.name}-{chosen.mode}")
+    check_output(target, force=force)
+    tell("Loading the weights" if not random_weights else "Drawing random weights")
+    model = found.module()
+    for note in found.notes:
+        tell(f"Note: {note}")
+    spec = found.inputs.override(inputs or ())
+    if dtype is not None:
+        model = model.to(getattr(torch, dtype))
+        spec = spec.with_float_dtype(dtype)
+    tell("Finding residual modules" if not verify else "Finding residual modules, rewiring and checking")
+    _, checks = rewire_with_checks(model, spec.example(batch_size=2), chosen, check=verify)
+    origin = Origin(
+        source=found.provenance.to_dict(),
+        build=dict(found.build),
+        config=None if found.config is None else found.config.decode(),
+        inputs=spec.to_dict(),
+        recipe=chosen,
+        checks={"self_check": checks.to_dict()} if checks else {"self_check": "not verified"},
+    )
+    tell(f"Writing {target}")
+    return _write(model, origin, target, force=force, max_shard_size=max_shard_size)
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    into: nn.Module | None = None,
+    arithmetic: str | None = None,
+    allow_python: bool = False,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """Load a converted checkpoint as a network that trains reversibly.
+
+    Args:
+        path: the artifact's directory, or its single weight file.
+        device: where to put it.
+        into: the unrewired network to load into, for an artifact that does not say how to build one.
+        arithmetic: "float" or "exact", in place of the artifact's.
+        allow_python: call the factory of user code that the artifact names.
+        trust_remote_code: run code that the source shipped.
+
+    Returns:
+        The network in evaluation mode, at the coefficients that it was saved with. It is the class that the
+        source's own library makes.
+
+    Raises:
+        ArtifactError: a file that is missing, damaged or does not agree with its manifest.
+        SourceError: the architecture cannot be built.
+    """
+    from revsurgeon.sources.construction import take_weights
+
+    if arithmetic not in (None, "float", "exact"):
+        raise UsageError(f"arithmetic {arithmetic!r} is not float or exact.")
+    manifest = read_manifest(path)
+    tensors = read_tensors(path, manifest)
+    if into is None:
+        if not manifest.build:
+            raise ArtifactError(
+                "the artifact does not say how to build its network.",
+                where=str(path),
+                hint="Build it yourself and pass it: revsurgeon.load(path, into=network).",
+            )
+        config = None if manifest.config is None else manifest.config.encode()
+        build: Any = dict(manifest.build)
+        into = build_architecture(
+            build, config, allow_python=allow_python, trust_remote_code=trust_remote_code
+        )
+    attached = attach(into, [_spec(chain) for chain in manifest.chains], granularity=manifest.recipe.granularity)
+    try:
+        take_weights(into, tensors)
+    except RuntimeError as error:
+        detach(into)
+        raise ArtifactError(
+            f"the weights do not fit {type(into).__name__}.",
+            where=str(error)[:1000],
+            hint="The network's library may have changed since the conversion; the manifest names its version.",
+        ) from error
+    for chain in attached:
+        chain.set(manifest.coefficients.alpha, manifest.coefficients.beta)
+        chain.arithmetic = arithmetic or manifest.arithmetic
+        chain.plan = plan_of(manifest.recipe)
+        chain.state = dict(manifest.schedule_state) if manifest.schedule_state is not None else None
+    into.__dict__[_ORIGIN] = Origin(
+        manifest.source, manifest.build, manifest.config, manifest.inputs, manifest.recipe, manifest.checks
+    )
+    return into.eval().to(device)
+
+
+def save(
+    model: nn.Module, path: str | Path, *, force: bool = False, max_shard_size: int | str = "5GB"
+) -> Path:
+    """Write a rewired network as an artifact, with its present weights, coefficients and schedule state.
+
+    Args:
+        model: what `load` returned or `rewire` made, finetuned or not.
+        path: the directory to make.
+        force: replace an artifact that is there.
+        max_shard_size: bytes a weight file, as a number or as "5GB".
+
+    Returns:
+        The directory. For a network that `rewire` made, `load` needs ``into=`` the unrewired network.
+
+    Raises:
+        UnsupportedModelError: it was not rewired.
+        ArtifactError: the output cannot be written.
+    """
+    check_output(path, force=force)
+    origin = model.__dict__.get(_ORIGIN)
+    if origin is None:
+        origin = _origin_of_rewired(model)
+    return _write(model, origin, Path(path), force=force, max_shard_size=max_shard_size)
+
+
+def _origin_of_rewired(model: nn.Module) -> Origin:
+    first = some_chains(model)[0]
+    plan = dict(first.plan or {"start": (first.alpha, first.beta)})
+    start, end = plan.pop("start"), plan.pop("end", None)
+    recipe = Recipe.model_validate(
+        {
+            "name": "rewired",
+            "mode": "re2" if start == (0.0, 1.0) else "dr2",
+            "start": {"alpha": start[0], "beta": start[1]},
+            "end": None if end is None else {"alpha": end[0], "beta": end[1]},
+            "schedule": plan or None,
+            "granularity": model_granularity(model),
+        }
+    )
+    source = {"spec": type(model).__name__, "kind": "module", "weights": "unknown"}
+    return Origin(source, {}, None, {}, recipe, {})
+
+
+def model_granularity(model: nn.Module) -> str:
+    """The granularity that a rewired network was cut with."""
+    forwards = (getattr(m.__dict__.get("forward"), "granularity", None) for m in model.modules())
+    return next(g for g in forwards if g is not None)
+
+
+def _write(model: nn.Module, origin: Origin, target: Path, *, force: bool, max_shard_size: int | str) -> Path:
+    chains = some_chains(model)
+    alpha, beta = get_coefficients(model)
+    manifest = Manifest(
+        revsurgeon=importlib.metadata.version("revsurgeon"),
+        source=dict(origin.source),
+        build=dict(origin.build),
+        config=origin.config,
+        inputs=dict(origin.inputs),
+        recipe=origin.recipe,
+        chains=[_record(spec) for spec in specs_of_rewired(model)],
+        coefficients=Coefficients(alpha=alpha, beta=beta),
+        arithmetic=chains[0].arithmetic,  # type: ignore[arg-type]
+        schedule_state=chains[0].state,
+        checks=dict(origin.checks),
+    )
+    return write_artifact(
+        target,
+        model.state_dict(),
+        manifest,
+        config=None if origin.config is None else origin.config.encode(),
+        card=model_card(manifest, target.resolve().name),
+        force=force,
+        max_shard_size=max_shard_size,
+    )
+
+
+def _record(spec: ChainSpec) -> ChainRecord:
+    data = asdict(spec)
+    return ChainRecord(**{key: list(value) if isinstance(value, tuple) else value for key, value in data.items()})
+
+
+def _spec(record: ChainRecord) -> ChainSpec:
+    data = record.model_dump()
+    return ChainSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+def _with_options(recipe: Recipe, **options: Any) -> Recipe:
+    given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items() if v is not None}
+    if not given:
+        return recipe
+    from pydantic import ValidationError
+
+    try:
+        return Recipe.model_validate({**recipe.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"{first['loc'][0]}: {first['msg']}") from None
+
+
+__all__ = ["convert", "load", "save"]
