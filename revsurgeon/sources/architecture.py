@@ -37,7 +37,7 @@ def build_architecture(
         SourceError: the library does not have the architecture, or its code needs leave to run.
     """
     from revsurgeon.sources import python_source, timm_source, torchvision_source, transformers_source
-    from revsurgeon.sources.construction import on_meta, with_empty_weights
+    from revsurgeon.sources.construction import building, on_meta, with_empty_weights
 
     _check(build)
     library = build["library"]
@@ -56,7 +56,10 @@ def build_architecture(
             return python_source.construct(build)
         return transformers_source.construct(build, config, trust_remote_code=trust_remote_code)
 
-    return (on_meta(construct) if device == "meta" else with_empty_weights(construct)).eval()
+    if library == "python":  # the errors of the user's own code are left as they are
+        return (on_meta(construct) if device == "meta" else with_empty_weights(construct)).eval()
+    with building(build["entry"]):
+        return (on_meta(construct) if device == "meta" else with_empty_weights(construct)).eval()
 
 
 def _check(build: Build) -> None:

@@ -13,8 +13,9 @@ from revsurgeon.errors import SourceError
 from revsurgeon.sources.inputs import Input, InputSpec
 from revsurgeon.sources.source import Build, Loaded
 from revsurgeon.sources.suggestions import did_you_mean
+from revsurgeon.sources.tensors import main_dtype
 from revsurgeon.sources.torch_hub import download_errors
-from revsurgeon.sources.weights import WeightFiles, main_dtype
+from revsurgeon.sources.weights import WeightFiles
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,6 +43,8 @@ def build_of_name(name: str, num_classes: int | None = None) -> Build:
         known = timm.get_pretrained_cfg(name)
     except RuntimeError:  # no such tag
         raise _unknown(name) from None
+    if known is None:
+        raise _unknown(name)
     return _build(name.partition(".")[0], known.to_dict(), {}, num_classes)
 
 
@@ -135,9 +138,10 @@ class TimmLoader:
 
     def architecture(self) -> nn.Module:
         """Return the network on the meta device."""
-        from revsurgeon.sources.construction import on_meta
+        from revsurgeon.sources.construction import building, on_meta
 
-        return on_meta(lambda: construct(self.build))
+        with building(self.build["entry"]):
+            return on_meta(lambda: construct(self.build))
 
     def load(self) -> Loaded:
         """Return the network with its weights; timm converts old checkpoints on the way.
@@ -145,10 +149,11 @@ class TimmLoader:
         Raises:
             SourceError: weights that are missing, left over or of another shape.
         """
-        from revsurgeon.sources.construction import seeded, with_weights
+        from revsurgeon.sources.construction import building, seeded, with_weights
 
+        entry = self.build["entry"]
         if self.random_weights:
-            with seeded():
+            with building(entry), seeded():
                 return Loaded(construct(self.build))
         located = self.locate()
         absent: list[str] = []
@@ -156,7 +161,8 @@ class TimmLoader:
         def load() -> nn.Module:
             return _create(self.build, pretrained=True, cache_dir=self.cache_dir, **located.cfg)
 
-        with _loading_errors(self.build["entry"]), download_errors(str(located.cfg.get("url"))), _quiet():
+        url = str(located.cfg.get("url"))
+        with building(entry), _loading_errors(entry), download_errors(url), _quiet():
             if located.foreign:
                 with seeded():
                     module = load()
@@ -225,6 +231,8 @@ def _loading_errors(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # load_state_dict and timm's loader
+        if "allocate memory" in str(error):
+            raise
         lines = [line.strip() for line in str(error).splitlines()]
         raise _misfit(name, lines[1:] or lines) from None
 

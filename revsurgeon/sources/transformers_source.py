@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revsurgeon.errors import SourceError
 from revsurgeon.sources.inputs import InputSpec
 from revsurgeon.sources.source import Build, Loaded
-from revsurgeon.sources.suggestions import did_you_mean
-from revsurgeon.sources.weights import WeightFiles, main_dtype
+from revsurgeon.sources.tensors import main_dtype
+from revsurgeon.sources.transformers_classes import (
+    class_and_config,
+    class_name,
+    config_class_of,
+    dtype_of,
+)
+from revsurgeon.sources.weights import WeightFiles
 
 if TYPE_CHECKING:
     from torch import nn
 
-# Tasks in the order in which a head is chosen for a config that names none: what a classifier is finetuned
-# for, then what a language model is, then anything with a head, then the bare network.
-_TASKS = (
-    "ImageClassification",
-    "VideoClassification",
-    "AudioClassification",
-    "MaskedLM",
-    "CausalLM",
-    "Seq2SeqLM",
-    "SpeechSeq2Seq",
-    "SequenceClassification",
-    "SemanticSegmentation",
-    "ObjectDetection",
-    "DepthEstimation",
-    "ImageTextToText",
-    "TimeSeriesPrediction",
-    "MaskGeneration",
-    "CTC",
-    "PreTraining",
-)
 _NO_WEIGHTS = "drawn at random: a model type by itself has no pretrained weights"
-
-_CLASSIFICATION = (
-    "ImageClassification",
-    "VideoClassification",
-    "AudioClassification",
-    "SequenceClassification",
-)
 
 
 def build_of_type(model_type: str, num_classes: int | None = None) -> Build:
@@ -55,7 +32,7 @@ def build_of_type(model_type: str, num_classes: int | None = None) -> Build:
     Raises:
         SourceError: transformers does not know the type; lists close ones.
     """
-    config = _config_class(model_type)()
+    config = config_class_of(model_type)()
     return build_of_config(config.to_dict(), num_classes=num_classes)
 
 
@@ -81,8 +58,8 @@ def build_of_config(
         for labels in ("id2label", "label2id"):
             config.pop(labels, None)
         config["num_labels"] = num_classes
-    entry, remote = _class_name(config, trust_remote_code, num_classes is not None)
-    arguments: dict[str, Any] = {"config": json.loads(json.dumps(config)), "dtype": _dtype_of(config)}
+    entry, remote = class_name(config, trust_remote_code, num_classes is not None)
+    arguments: dict[str, Any] = {"config": json.loads(json.dumps(config)), "dtype": dtype_of(config)}
     if remote:
         arguments["remote_code"] = code() if code else None
     return {"library": "transformers", "entry": entry, "arguments": arguments}
@@ -100,8 +77,8 @@ def construct(build: Build, config: bytes | None = None, *, trust_remote_code: b
     import torch
 
     settings = json.loads(config) if config is not None else build["arguments"]["config"]
-    model_class, config_object = _resolve(build, settings, trust_remote_code)
-    dtype = build["arguments"].get("dtype") or _dtype_of(settings)
+    model_class, config_object = class_and_config(build, settings, trust_remote_code)
+    dtype = build["arguments"].get("dtype") or dtype_of(settings)
     with _quiet():
         return model_class._from_config(config_object, dtype=getattr(torch, dtype))
 
@@ -110,13 +87,13 @@ def inputs_of(build: Build, *, trust_remote_code: bool = False) -> InputSpec:
     """Return example inputs from the config and the forward's signature."""
     from revsurgeon.sources.transformers_inputs import derive_inputs
 
-    model_class, config = _resolve(build, build["arguments"]["config"], trust_remote_code)
+    model_class, config = class_and_config(build, build["arguments"]["config"], trust_remote_code)
     return derive_inputs(model_class, config).with_float_dtype(build["arguments"]["dtype"])
 
 
 def config_of(build: Build) -> bytes:
     """Return a config.json that transformers reads, with the class that it is for."""
-    _, config = _resolve(build, build["arguments"]["config"], False)
+    _, config = class_and_config(build, build["arguments"]["config"], False)
     config.architectures = [build["entry"]]
     return config.to_json_string(use_diff=False).encode()
 
@@ -140,9 +117,10 @@ class TransformersLoader:
 
     def architecture(self) -> nn.Module:
         """Return the network on the meta device."""
-        from revsurgeon.sources.construction import on_meta
+        from revsurgeon.sources.construction import building, on_meta
 
-        return on_meta(self._construct)
+        with building(self.build["entry"]):
+            return on_meta(self._construct)
 
     def load(self) -> Loaded:
         """Return the network with its weights; transformers converts old checkpoints on the way.
@@ -150,18 +128,21 @@ class TransformersLoader:
         Raises:
             SourceError: weights that are missing or of another shape.
         """
-        from revsurgeon.sources.construction import seeded
+        from revsurgeon.sources.construction import building, seeded
 
+        entry = self.build["entry"]
         if self.random_weights or self.find_weights is None:
-            with seeded():
+            with building(entry), seeded():
                 return Loaded(self._construct(), notes=() if self.random_weights else (_NO_WEIGHTS,))
         import torch
 
         files = self.find_weights()
         tensors = files.tensors()
         dtype = main_dtype(tensors) or self.build["arguments"]["dtype"]
-        model_class, config = _resolve(self.build, self.build["arguments"]["config"], self.trust_remote_code)
-        with seeded(), _quiet(), _loading_errors(self.build["entry"]):
+        model_class, config = class_and_config(
+            self.build, self.build["arguments"]["config"], self.trust_remote_code
+        )
+        with building(entry), seeded(), _quiet(), _loading_errors(entry):
             module, report = model_class.from_pretrained(
                 None,
                 config=config,
@@ -203,142 +184,6 @@ class TransformersLoader:
         if unexpected:
             notes.append(f"in the checkpoint, but not in {self.build['entry']}: {', '.join(unexpected)}")
         return notes
-
-
-def _class_name(config: Mapping[str, Any], trust_remote_code: bool, classifier: bool) -> tuple[str, bool]:
-    """Return the name of the class to build, and whether it is code that the source ships."""
-    import transformers
-
-    named = next(iter(config.get("architectures") or []), None)
-    if named is not None and not isinstance(named, str):
-        raise SourceError("`architectures` in config.json does not name a class.", where=repr(named))
-    if named and _library_class(named) is None:
-        if named in _remote_classes(config):
-            if trust_remote_code:
-                return named, True
-            raise SourceError(
-                f"{named!r} is not part of transformers: the source ships its own Python code.",
-                hint="Read that code, and if you trust it, add --trust-remote-code.",
-            )
-        raise SourceError(
-            f"transformers {transformers.__version__} has no class {named!r}, which config.json names.",
-            hint=did_you_mean(
-                named, dir(transformers), "", "Install the version of transformers that wrote it."
-            ),
-        )
-    model_type = config.get("model_type")
-    config_class = _config_class(model_type)
-    if named and not classifier:
-        return named, False
-    tasks = _CLASSIFICATION if classifier else _TASKS
-    for task in tasks:
-        mapping = getattr(transformers, f"AutoModelFor{task}")._model_mapping
-        if config_class in mapping:
-            return _first(mapping[config_class]).__name__, False
-    if classifier:
-        raise SourceError(f"transformers has no classification head for {model_type!r}.")
-    mapping = transformers.AutoModel._model_mapping
-    if config_class not in mapping:
-        raise SourceError(f"transformers has no network for the config {model_type!r}.")
-    return _first(mapping[config_class]).__name__, False
-
-
-def _first(classes: Any) -> Any:
-    return classes[0] if isinstance(classes, tuple | list) else classes
-
-
-def _resolve(build: Build, settings: Mapping[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
-    """Return the class of a build and its config object."""
-    if "remote_code" in build["arguments"]:
-        return _resolve_remote(build, settings, trust_remote_code)
-    model_class = _library_class(build["entry"])
-    if model_class is None:
-        raise SourceError(
-            f"this version of transformers has no class {build['entry']!r}.",
-            hint="Install the version that the manifest names.",
-        )
-    return model_class, _config_object(_config_class(settings.get("model_type")), settings)
-
-
-def _resolve_remote(build: Build, settings: Mapping[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
-    name, code = build["entry"], build["arguments"]["remote_code"]
-    if not trust_remote_code:
-        raise SourceError(
-            f"{name!r} is Python code that the source ships.",
-            hint="Read that code, and if you trust it, add --trust-remote-code.",
-        )
-    try:
-        model_class = _remote_class(_remote_classes(settings)[name], code)
-        reference = (settings.get("auto_map") or {}).get("AutoConfig")
-        config_class = (
-            _remote_class(reference, code) if reference else _config_class(settings.get("model_type"))
-        )
-    except (OSError, KeyError, ImportError, AttributeError) as error:
-        raise SourceError(f"the code of {name!r} cannot be loaded.", where=str(error)) from error
-    return model_class, _config_object(config_class, settings)
-
-
-def _remote_class(reference: str, code: str) -> Any:
-    """Import `module.Class` from a directory or from `ORG/NAME@COMMIT` in the download cache."""
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    place, _, at = (code, "", "") if Path(code).is_dir() else code.partition("@")
-    commit = at or None
-    return get_class_from_dynamic_module(
-        reference, place, revision=commit, code_revision=commit, local_files_only=True
-    )
-
-
-def _remote_classes(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a config says of classes in its own repository: class name to `module.Class`."""
-    references = (config.get("auto_map") or {}).values()
-    flat = [item for entry in references for item in (entry if isinstance(entry, list) else [entry])]
-    return {item.rpartition(".")[2]: item for item in flat if isinstance(item, str)}
-
-
-def _library_class(name: str) -> Any:
-    """Return the network class of this name in transformers, or None."""
-    import transformers
-
-    found = getattr(transformers, name, None)
-    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
-
-
-def _config_class(model_type: Any) -> Any:
-    import transformers
-
-    if not isinstance(model_type, str):
-        raise SourceError(
-            "config.json has no `model_type` that says which architecture it is for.",
-            hint="Check that it is the config.json of a transformers or timm network.",
-        )
-    try:
-        return transformers.CONFIG_MAPPING[model_type]
-    except KeyError:
-        raise SourceError(
-            f"transformers {transformers.__version__} has no architecture {model_type!r}.",
-            hint=did_you_mean(
-                model_type,
-                list(transformers.CONFIG_MAPPING.keys()),
-                "transformers:",
-                "A newer version may have it.",
-            ),
-        ) from None
-
-
-def _config_object(config_class: Any, settings: Mapping[str, Any]) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        return config_class.from_dict(copy.deepcopy(dict(settings)))
-    except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
-        reason = str(error) or repr(error)
-        raise SourceError("config.json is not a config that transformers accepts.", where=reason) from None
-
-
-def _dtype_of(config: Mapping[str, Any]) -> str:
-    named = config.get("dtype") or config.get("torch_dtype") or "float32"
-    return named.removeprefix("torch.") if isinstance(named, str) else "float32"
 
 
 def _restore_precision(module: nn.Module, tensors: Mapping[str, Any]) -> None:

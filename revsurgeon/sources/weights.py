@@ -1,18 +1,16 @@
-"""Finds the weights in a directory, refuses what points elsewhere, and reads them without copying."""
+"""Finds the files of a checkpoint in a directory, and refuses those that point elsewhere."""
 
 from __future__ import annotations
 
 import json
-import pickle
-from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from revsurgeon.errors import SourceError
 from revsurgeon.sources.provenance import sha256
 from revsurgeon.sources.reference import WEIGHT_SUFFIXES
+from revsurgeon.sources.tensors import read_pickle, read_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +20,6 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model.pth", "model.pth")
 
 _LARGEST_INDEX = 100_000_000  # bytes of JSON
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state")
 
 
 @dataclass(frozen=True)
@@ -57,22 +54,13 @@ class WeightFiles:
         """
         tensors: dict[str, torch.Tensor] = {}
         for file in self.files:
-            part = _read_pickle(file) if file.suffix != ".safetensors" else _read_safetensors(file)
+            part = read_pickle(file) if file.suffix != ".safetensors" else read_safetensors(file)
             if twice := tensors.keys() & part.keys():
                 raise SourceError(
                     f"the tensor {min(twice)!r} is in more than one file of the checkpoint.", where=str(file)
                 )
             tensors |= part
         return tensors
-
-
-def main_dtype(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Return the floating dtype that most of the weights' bytes are in; None if nothing is floating."""
-    sizes: Counter[torch.dtype] = Counter()
-    for tensor in tensors.values():
-        if tensor.is_floating_point():
-            sizes[tensor.dtype] += tensor.nbytes
-    return str(sizes.most_common(1)[0][0]).removeprefix("torch.") if sizes else None
 
 
 def find_weights(
@@ -221,53 +209,3 @@ def _weight_map(index: Path) -> dict[str, str]:
                 f"the index of the weights names {shard!r}, which is no weights file.", where=str(index)
             )
     return weight_map
-
-
-def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except (SafetensorError, ValueError) as error:
-        raise SourceError(
-            "the weights file is damaged or no safetensors file.",
-            where=f"{file}\n{error}",
-            hint="Download or copy it again. A file that git-lfs did not fetch is a short text instead.",
-        ) from None
-
-
-def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
-    import torch
-
-    try:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # the format before PyTorch 1.6 cannot be mapped
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise SourceError(
-            "the weights file holds more than tensors, or is damaged; it is not read any other way.",
-            where=f"{file}\n{str(error).splitlines()[0] if str(error) else type(error).__name__}",
-            hint="Save its state dict as safetensors where you trust it, and convert that.",
-        ) from None
-    return _state_dict(content, file)
-
-
-def _state_dict(content: Any, file: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a checkpoint, which training scripts wrap in one of a few customary keys."""
-    import torch
-
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-        if tensors and len(tensors) == len(content):
-            return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if wrapper is None:
-            if tensors:
-                return tensors
-            break
-        content = content[wrapper]
-    raise SourceError("the weights file holds no state dict.", where=str(file))

@@ -268,4 +268,4 @@ def test_loading_holds_the_weights_once(library, tmp_path, videomae):
     with peak_memory() as peak:
         module = resolve(str(tmp_path)).module()
         assert sum(float(tensor.sum()) for tensor in module.state_dict().values()) == 0  # touches every page
-    assert 0.9 * size < peak[0] < 1.15 * size  # once, plus the modules themselves and the hash's buffer
+    assert peak[0] < 1.15 * size  # once, plus the modules themselves and the hash's buffer

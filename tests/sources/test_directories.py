@@ -390,6 +390,28 @@ def test_a_config_that_says_nothing_usable_says_why(copy, content, message):
         resolve(str(copy))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 30, "num_attention_heads": 4},
+        {"model_type": "esm", "architectures": ["EsmModel"]},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"no_such_argument": 1}, "pretrained_cfg": {}},
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_config_that_makes_no_network_says_why(copy, config, device):
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match="cannot be built from its config"):
+        resolve(str(copy), random_weights=True).module(device)
+
+
+def test_an_early_config_without_a_model_type_is_told_by_its_class(copy):
+    expected = resolve(str(copy)).module().state_dict()
+    edit(copy / "config.json", lambda config: config.pop("model_type"))
+    loaded = resolve(str(copy)).module().state_dict()
+    assert all(map(torch.equal, loaded.values(), expected.values()))
+
+
 def test_a_config_of_a_misspelt_class_is_answered_with_close_ones(copy):
     edit(copy / "config.json", lambda config: config.update(architectures=["VideoMAEForVideoClasification"]))
     with pytest.raises(SourceError) as raised:
