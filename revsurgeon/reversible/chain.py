@@ -178,8 +178,10 @@ class Chain:
     def _advance_reversible(self, run: Run, call: SegmentCall) -> None:
         assert run.tape is not None and run.tape.streams is not None and run.y is not None
         record = Record(call, run.alpha, run.dtype, run.tape.streams)
-        if run.x.requires_grad or run.y.requires_grad or record.inputs:
-            run.x, run.y = Step.apply(run.tape, record, run.x, run.y, *record.inputs)
+        arguments = [e for e, wants in zip(call.extras, record.wants_grad, strict=True) if wants]
+        inputs = [*arguments, *record.parameters]
+        if run.x.requires_grad or run.y.requires_grad or inputs:
+            run.x, run.y = Step.apply(run.tape, record, run.x, run.y, *inputs)
         else:
             run.x = run.tape.pass_by(call, run.alpha, run.dtype)
 

