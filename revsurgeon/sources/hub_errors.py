@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from revsurgeon.errors import HubError, SourceError
 from revsurgeon.sources.suggestions import close_names
 
-_ARCHITECTURE_ALONE = "To take the architecture alone, add --random-weights."
 _SEARCHES = 3
 _FOUND = 50
 
@@ -114,11 +113,12 @@ def _broken(repo_id: str, what: str, error: BaseException) -> HubError:
     from huggingface_hub import constants
 
     reason = next(iter(str(error).strip().splitlines()), "no reason was given")
+    alone = "" if what == "config.json" else " To take the architecture alone, add --random-weights."
     return HubError(
         f"the Hub could not be reached, or the connection broke, while fetching {what} of {repo_id!r}.",
         where=f"{constants.ENDPOINT}\n{type(error).__name__}: {reason}",
         hint="Check the network, and HF_ENDPOINT if you set it, then run the command again; "
-        f"nothing half fetched is used. {_ARCHITECTURE_ALONE}",
+        f"nothing half fetched is used.{alone}",
     )
 
 
