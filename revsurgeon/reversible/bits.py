@@ -27,7 +27,9 @@ def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     word = octets[:, 0].to(torch.int64)
     for place in range(1, 8):
         word |= octets[:, place].to(torch.int64) << (bits * place)
-    return word.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)
+    # A copy: a view of the first bytes would keep all eight.
+    packed = octets.new_empty(len(word), bits)
+    return packed.copy_(word.view(torch.uint8).view(-1, 8)[:, :bits]).view(-1)
 
 
 def unpack_bits(packed: torch.Tensor, bits: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
