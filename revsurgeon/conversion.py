@@ -20,7 +20,7 @@ from revsurgeon.artifact import (
     read_tensors,
     write_artifact,
 )
-from revsurgeon.errors import ArtifactError, UsageError
+from revsurgeon.errors import ArtifactError, RevsurgeonError, UsageError
 from revsurgeon.recipes import Coefficients, Recipe, load_recipe
 from revsurgeon.reversible.coefficients import get_coefficients, some_chains
 from revsurgeon.rewiring import ChainSpec, attach, detach, rewire_with_checks
@@ -187,16 +187,15 @@ def load(
         into = build_architecture(
             build, config, allow_python=allow_python, trust_remote_code=trust_remote_code
         )
-    attached = attach(into, [_spec(chain) for chain in manifest.chains], granularity=manifest.recipe.granularity)
+    attached = attach(
+        into, [_spec(chain) for chain in manifest.chains], granularity=manifest.recipe.granularity
+    )
     try:
+        _check_fit(into, tensors)
         take_weights(into, tensors)
-    except RuntimeError as error:
+    except RevsurgeonError:
         detach(into)
-        raise ArtifactError(
-            f"the weights do not fit {type(into).__name__}.",
-            where=str(error)[:1000],
-            hint="The network's library may have changed since the conversion; the manifest names its version.",
-        ) from error
+        raise
     for chain in attached:
         chain.set(manifest.coefficients.alpha, manifest.coefficients.beta)
         chain.arithmetic = arithmetic or manifest.arithmetic
@@ -231,6 +230,29 @@ def save(
     if origin is None:
         origin = _origin_of_rewired(model)
     return _write(model, origin, Path(path), force=force, max_shard_size=max_shard_size)
+
+
+def _check_fit(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check names and shapes before a single tensor is taken, so that a network that is refused is unchanged.
+
+    Raises:
+        ArtifactError: some do not fit; it names them.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    lines = [f"{name}: not in the artifact" for name in wanted.keys() - given.keys()]
+    lines += [f"{name}: not in the network" for name in given.keys() - wanted.keys()]
+    lines += [
+        f"{name}: shape {list(given[name])} in the artifact, {list(shape)} in the network"
+        for name, shape in wanted.items()
+        if name in given and given[name] != shape
+    ]
+    if lines:
+        raise ArtifactError(
+            f"the weights do not fit {type(network).__name__}.",
+            where="\n".join(sorted(lines)[:20] + [f"and {len(lines) - 20} more"] * (len(lines) > 20)),
+            hint="The network's library may have changed since; the manifest names the version that it was.",
+        )
 
 
 def _origin_of_rewired(model: nn.Module) -> Origin:
@@ -286,12 +308,16 @@ def _write(model: nn.Module, origin: Origin, target: Path, *, force: bool, max_s
 
 def _record(spec: ChainSpec) -> ChainRecord:
     data = asdict(spec)
-    return ChainRecord(**{key: list(value) if isinstance(value, tuple) else value for key, value in data.items()})
+    return ChainRecord(
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+    )
 
 
 def _spec(record: ChainRecord) -> ChainSpec:
     data = record.model_dump()
-    return ChainSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    return ChainSpec(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    )
 
 
 def _with_options(recipe: Recipe, **options: Any) -> Recipe:
