@@ -122,7 +122,7 @@ class _Search:
         if len(longest) > 1:
             return _Cover(found)
         # One block on its own may be a part of a larger one that repeats.
-        whole = self._as_block(call)
+        whole = self._as_block(call) if call.parent is not None else None
         if whole is not None:
             gain = len(whole.block.segments) - _count(longest)
             if gain > 0 or (gain == 0 and self._has_neighbour(whole)):
@@ -192,6 +192,11 @@ class _Search:
         except CannotSegment as refusal:
             self.hopeless[signature] = refusal
             raise
+        inlined = self.inline_sets[signature, True] | self.inline_sets[signature, False]
+        members = Counter(path.rpartition(".")[0] for path in inlined if path.rpartition(".")[2].isdigit())
+        if any(count > 1 for count in members.values()):
+            # Their own hooks, and code that asks for their outputs, would find them gone.
+            raise CannotSegment(Reason.NO_RESIDUAL, "its additions are in blocks that follow each other inside it")
         evaluated, trained = graphs
         if [s.skip for s in evaluated.segments] != [s.skip for s in trained.segments]:
             raise CannotSegment(Reason.MODES_DIFFER, "it is cut differently in training and evaluation mode")

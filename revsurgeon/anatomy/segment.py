@@ -300,7 +300,7 @@ def _classify(flow: _Flow, start: fx.Node, end: fx.Node) -> _Interval:
     terms: list[tuple[fx.Node, fx.Node]] = []  # (the addition, its operand)
 
     def flatten(add: fx.Node) -> None:
-        for operand in _operands(add):
+        for operand in add.args:
             inner = isinstance(operand, fx.Node) and is_add(operand) and operand is not start
             if inner and len(operand.users) == 1 and flow.order[operand] > flow.order[start]:
                 flatten(operand)
@@ -309,7 +309,12 @@ def _classify(flow: _Flow, start: fx.Node, end: fx.Node) -> _Interval:
 
     if is_add(end):
         flatten(end)
-    skips = [(add, t) for add, t in terms if flow.origin(t) is flow.origin(start) or _is_scaled(t, start, flow)]
+    skips = [
+        (add, term)
+        for add, term in terms
+        if (flow.origin(term) is flow.origin(start) or _is_scaled(term, start, flow))
+        and (add.target is not torch.addcmul or term is add.args[0])
+    ]
     branches = [term for _, term in terms if term in flow.live and all(term is not skip for _, skip in skips)]
     if len(skips) == 1 and branches:
         return _Interval(start, end, *skips[0])
@@ -334,10 +339,6 @@ def is_add(node: fx.Node) -> bool:
     return plain or (node.op == "call_function" and node.target is torch.addcmul and len(node.args) == 3)
 
 
-def _operands(add: fx.Node) -> tuple[Any, ...]:
-    return add.args[:1] if add.target is torch.addcmul else add.args
-
-
 def _works_in_place(add: fx.Node) -> bool:
     if add.op == "call_method":
         return _ADD_METHODS[str(add.target)]
@@ -350,7 +351,7 @@ def _group(intervals: list[_Interval], flow: _Flow) -> list[list[_Interval]]:
         nodes = [n for n in flow.order if n in flow.live]
         if any(n.target in _JOINS for n in nodes if n.op == "call_function"):
             raise CannotSegment(Reason.CONCATENATION, "its branches are joined by concatenation, not by addition")
-        if any(is_add(n) and sum(o in flow.live for o in _operands(n)) == 2 for n in nodes):
+        if any(is_add(n) and sum(o in flow.live for o in n.args) == 2 for n in nodes):
             raise CannotSegment(Reason.NO_IDENTITY, "what is added to the branch is not the input itself")
         raise CannotSegment(Reason.NO_RESIDUAL, "nothing is added to its input")
     groups: list[list[_Interval]] = [[]]
