@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -38,6 +37,8 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata  # here, because it takes as long to import as the rest of this file
+
         try:
             number = metadata.version("revsurgeon")
         except metadata.PackageNotFoundError:
