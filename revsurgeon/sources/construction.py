@@ -13,6 +13,7 @@ from torch import nn
 
 from revsurgeon.errors import SourceError
 from revsurgeon.sources.stand_ins import is_stand_in, real_parameters, stand_ins
+from revsurgeon.sources.tensors import main_dtype
 
 Construct = Callable[[], nn.Module]
 
@@ -157,8 +158,9 @@ def _load_state_dict(behaviour: Literal["takes", "does nothing"]) -> Iterator[No
 
 
 def _take(load_state_dict: Callable[..., Any], module: nn.Module, state_dict: Any, strict: bool) -> Any:
-    """Load by assignment; tied parameters stay tied."""
+    """Load by assignment; tied parameters stay tied, and buffers that no file holds follow the dtype."""
     ties = _tied_names(module)
+    built = main_dtype(dict(module.named_parameters()))
     with real_parameters():
         result = load_state_dict(module, state_dict, strict=strict, assign=True)
     _this_thread.missing = tuple(result.missing_keys)
@@ -167,7 +169,22 @@ def _take(load_state_dict: Callable[..., Any], module: nn.Module, state_dict: An
         for name in others:
             owner, _, attribute = name.rpartition(".")
             module.get_submodule(owner)._parameters[attribute] = parameter
+    taken = main_dtype(dict(module.named_parameters()))
+    if built is not None and taken is not None and taken != built:
+        _cast_unsaved_buffers(module, getattr(torch, built), getattr(torch, taken))
     return result
+
+
+def _cast_unsaved_buffers(module: nn.Module, built: torch.dtype, taken: torch.dtype) -> None:
+    """Do for buffers outside the state dict what `Module.to(dtype)` would; a network may compute with both.
+
+    Those that the constructor made in another dtype than the weights keep it.
+    """
+    for owner in module.modules():
+        for name in owner._non_persistent_buffers_set:
+            buffer = owner._buffers[name]
+            if buffer is not None and buffer.dtype == built:
+                owner._buffers[name] = buffer.to(taken)
 
 
 def _tied_names(module: nn.Module) -> list[list[str]]:
