@@ -1,0 +1,1 @@
+"""Where the README's figures come from. Run a file as `python -m benchmarks.NAME`; results are JSON."""
