@@ -116,6 +116,8 @@ class RewiredForward:
         bound: Callable[..., Any] = type(self.block).forward.__get__(self.block)
         return bound
 
+    # torch.compile of a whole network runs its chains as they are: the tape is not for it to trace.
+    @torch._disable_dynamo
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block's segments on its chain."""
         x = args[self._position] if len(args) > self._position else kwargs[self.stream]
