@@ -308,16 +308,13 @@ def _write(model: nn.Module, origin: Origin, target: Path, *, force: bool, max_s
 
 def _record(spec: ChainSpec) -> ChainRecord:
     data = asdict(spec)
-    return ChainRecord(
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
-    )
+    return ChainRecord.model_validate({k: list(v) if isinstance(v, tuple) else v for k, v in data.items()})
 
 
 def _spec(record: ChainRecord) -> ChainSpec:
-    data = record.model_dump()
-    return ChainSpec(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    )
+    fields = record.model_dump().items()
+    data: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields}
+    return ChainSpec(**data)
 
 
 def _with_options(recipe: Recipe, **options: Any) -> Recipe:

@@ -1,4 +1,4 @@
-"""The small networks that the tests rewire: the real classes of timm, torchvision and transformers, made small.
+"""The small networks that the tests rewire: real classes of timm, torchvision and transformers, made small.
 
 `NETWORKS` maps a name to a function that returns (network with random weights, example inputs). Dropout and
 stochastic depth are on, so that training mode is random.
@@ -122,7 +122,13 @@ def hf_swin() -> tuple[nn.Module, Inputs]:
     from transformers import SwinConfig, SwinForImageClassification
 
     config = SwinConfig(
-        image_size=32, patch_size=2, embed_dim=16, depths=[2, 3], num_heads=[2, 4], window_size=4, drop_path_rate=0.2
+        image_size=32,
+        patch_size=2,
+        embed_dim=16,
+        depths=[2, 3],
+        num_heads=[2, 4],
+        window_size=4,
+        drop_path_rate=0.2,
     )
     return SwinForImageClassification(config), {"pixel_values": torch.randn(2, 3, 32, 32)}
 

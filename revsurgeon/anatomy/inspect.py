@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import enum
 import inspect as python_inspect
-import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +13,12 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from revsurgeon.anatomy.flow import SegmentError, joins
+from revsurgeon.anatomy.left_alone import left_alone, unique
+from revsurgeon.anatomy.links import Found, count_segments, link, names, one_run_each
 from revsurgeon.anatomy.probe import Call, ExampleInputs, Stamp, probe, stamp, untouched
 from revsurgeon.anatomy.report import Anatomy, Block, Chain, Reason, Segment, Skipped
-from revsurgeon.anatomy.segment import BlockGraphs, CannotSegment, residual_scopes, segment_block
+from revsurgeon.anatomy.segment import BlockGraphs, residual_scopes, segment_block
 from revsurgeon.anatomy.trace import Trace, TraceError, trace_block
 
 CONSTANT_TYPES = (
@@ -25,17 +26,6 @@ CONSTANT_TYPES = (
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
 )
 """Types of arguments that a graph may hold as they are."""
-
-
-@dataclass(eq=False)
-class _Found:
-    """A call that can be rewired as a block."""
-
-    call: Call
-    block: Block
-    inputs: Stamp
-    output: torch.Tensor
-    output_stamp: Stamp
 
 
 @dataclass
@@ -47,7 +37,7 @@ class _Cover:
         way: (stamp in, tensor out, stamp out) when the blocks lead from the call's input to its output.
     """
 
-    found: list[_Found] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
     way: tuple[Stamp, torch.Tensor, Stamp] | None = None
 
 
@@ -81,21 +71,28 @@ def inspect(
         found = search.cover(root).found
     allowed = [f for f in found if select(f.block.path)]
     skipped = [
-        Skipped(f.block.path, Reason.EXCLUDED, "the recipe's patterns leave it out") for f in found if f not in allowed
+        Skipped(f.block.path, Reason.EXCLUDED, "the recipe's patterns leave it out")
+        for f in found
+        if f not in allowed
     ]
-    runs, conflicts = _one_run_each(_link(allowed))
-    skipped += [Skipped(path, Reason.CALLED_TWICE, "it runs at places of different chains") for path in conflicts]
-    names = _names([[f.block.path for f in run] for run in runs])
+    runs, conflicts = one_run_each(link(allowed))
+    skipped += [
+        Skipped(path, Reason.CALLED_TWICE, "it runs at places of different chains") for path in conflicts
+    ]
+    chain_names = names([[f.block.path for f in run] for run in runs])
     chains = tuple(
         Chain(name, tuple(f.block for f in run), stamp(run[-1].output) != run[-1].output_stamp)
-        for name, run in zip(names, runs, strict=True)
+        for name, run in zip(chain_names, runs, strict=True)
     )
-    skipped += _left_alone(model, root, {f.call for run in runs for f in run}, search.refusals)
+    skipped += left_alone(model, root, {f.call for run in runs for f in run}, search.refusals)
     total = {id(p): p.numel() for p in model.parameters()}
     inside = {
-        id(p): p.numel() for chain in chains for b in chain.blocks for p in model.get_submodule(b.path).parameters()
+        id(p): p.numel()
+        for chain in chains
+        for b in chain.blocks
+        for p in model.get_submodule(b.path).parameters()
     }
-    return Anatomy(chains, tuple(_unique(skipped)), sum(total.values()), sum(inside.values()))
+    return Anatomy(chains, tuple(unique(skipped)), sum(total.values()), sum(inside.values()))
 
 
 def _cuda_devices(model: nn.Module) -> list[int]:
@@ -107,9 +104,9 @@ class _Search:
 
     def __init__(self, granularity: str) -> None:
         self.granularity = granularity
-        self.refusals: dict[Call, CannotSegment] = {}
+        self.refusals: dict[Call, SegmentError] = {}
         self.inline_sets: dict[Any, frozenset[str]] = {}
-        self.hopeless: dict[Any, CannotSegment] = {}
+        self.hopeless: dict[Any, SegmentError] = {}
 
     def cover(self, call: Call) -> _Cover:
         """Find the blocks inside a call."""
@@ -118,13 +115,13 @@ class _Search:
         way = self._way_through(call, covers)
         if way is not None:
             return _Cover(found, way)
-        longest = max(_link(found), key=_count, default=[])
+        longest = max(link(found), key=count_segments, default=[])
         if len(longest) > 1:
             return _Cover(found)
         # One block on its own may be a part of a larger one that repeats.
         whole = self._as_block(call) if call.parent is not None else None
         if whole is not None:
-            gain = len(whole.block.segments) - _count(longest)
+            gain = len(whole.block.segments) - count_segments(longest)
             if gain > 0 or (gain == 0 and self._has_neighbour(whole)):
                 return _Cover([whole], (whole.inputs, whole.output, whole.output_stamp))
         return _Cover(found)
@@ -144,13 +141,13 @@ class _Search:
         return None
 
     @staticmethod
-    def _has_neighbour(found: _Found) -> bool:
+    def _has_neighbour(found: Found) -> bool:
         """Whether the call before or after it, under the same parent, hands the stream on."""
         siblings = found.call.parent.children if found.call.parent else []
         others = [s for s in siblings if s is not found.call]
         return any(found.inputs in s.outputs or found.output_stamp in s.inputs for s in others)
 
-    def _as_block(self, call: Call) -> _Found | None:
+    def _as_block(self, call: Call) -> Found | None:
         """Trace and cut a call; None, with the reason kept, when it is no block."""
         outputs = pytree.tree_leaves(call.output)
         pairs = [
@@ -163,18 +160,17 @@ class _Search:
         if not _may_be_block(call.module):
             return None
         if not pairs:
-            detail = " -> ".join(str([tuple(t.shape) for t in side.values()]) for side in (call.inputs, call.outputs))
-            self.refusals[call] = CannotSegment(Reason.SHAPE_CHANGES, detail)
+            self.refusals[call] = _no_pair(call)
             return None
         for start, tensor, number in pairs:
             try:
                 block = self._cut(call, tensor, number)
-            except CannotSegment as refusal:
+            except SegmentError as refusal:
                 self.refusals.setdefault(call, refusal)
             else:
                 out = outputs[number]
                 out_stamp = next(s for s, t in call.outputs.items() if t is out)
-                return _Found(call, block, start, out, out_stamp)
+                return Found(call, block, start, out, out_stamp)
         return None
 
     def _cut(self, call: Call, stream: torch.Tensor, output: int) -> Block:
@@ -183,23 +179,27 @@ class _Search:
         if signature in self.hopeless:
             raise self.hopeless[signature]
         name = stream_name(call.module, call.args, call.kwargs, stream)
-        index = next(i for i, leaf in enumerate(pytree.tree_leaves((call.args, call.kwargs))) if leaf is stream)
+        index = next(
+            i for i, leaf in enumerate(pytree.tree_leaves((call.args, call.kwargs))) if leaf is stream
+        )
         try:
             graphs = []
             for training in (False, True):
                 with _mode(call.module, training):
                     graphs.append(self._graphs(call, index, output, signature))
-        except CannotSegment as refusal:
+        except SegmentError as refusal:
             self.hopeless[signature] = refusal
             raise
         inlined = self.inline_sets[signature, True] | self.inline_sets[signature, False]
         members = Counter(path.rpartition(".")[0] for path in inlined if path.rpartition(".")[2].isdigit())
         if any(count > 1 for count in members.values()):
             # Their own hooks, and code that asks for their outputs, would find them gone.
-            raise CannotSegment(Reason.NO_RESIDUAL, "its additions are in blocks that follow each other inside it")
+            raise SegmentError(
+                Reason.NO_RESIDUAL, "its additions are in blocks that follow each other inside it"
+            )
         evaluated, trained = graphs
         if [s.skip for s in evaluated.segments] != [s.skip for s in trained.segments]:
-            raise CannotSegment(Reason.MODES_DIFFER, "it is cut differently in training and evaluation mode")
+            raise SegmentError(Reason.MODES_DIFFER, "it is cut differently in training and evaluation mode")
         segments = []
         for number, graph in enumerate(evaluated.segments):
             used = parameters_of(call.module, graph.branch, graph.attributes)
@@ -218,11 +218,23 @@ class _Search:
         return segment_block(_traced(call, forward, self.inline_sets[key]), stream, output, self.granularity)
 
 
+def _no_pair(call: Call) -> SegmentError:
+    """Why a call whose output has no input's shape is no block."""
+    try:
+        joined = joins(trace_block(call.module, call.module.forward, call.args, call.kwargs).graph.nodes)
+    except TraceError:
+        joined = False
+    if joined:
+        return SegmentError(Reason.CONCATENATION, "its branches are joined by concatenation, not by addition")
+    detail = " -> ".join(str([tuple(t.shape) for t in side.values()]) for side in (call.inputs, call.outputs))
+    return SegmentError(Reason.SHAPE_CHANGES, detail)
+
+
 def _traced(call: Call, forward: Any, inline: frozenset[str] | None) -> Trace:
     try:
         return trace_block(call.module, forward, call.args, call.kwargs, inline=inline)
     except TraceError as error:
-        raise CannotSegment(Reason.UNTRACEABLE, str(error)) from error
+        raise SegmentError(Reason.UNTRACEABLE, str(error)) from error
 
 
 def _needed_inlining(trace: Trace, stream: int, output: int) -> frozenset[str]:
@@ -249,18 +261,20 @@ def check_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Every argument must be a tensor or a constant; an object with a life of its own may change in between.
 
     Raises:
-        CannotSegment: with `Reason.OPAQUE_ARGUMENT`.
+        SegmentError: with `Reason.OPAQUE_ARGUMENT`.
     """
     for leaf in pytree.tree_leaves((args, kwargs)):
         if not isinstance(leaf, (torch.Tensor, *CONSTANT_TYPES)):
-            raise CannotSegment(Reason.OPAQUE_ARGUMENT, f"an argument is a {type(leaf).__name__}")
+            raise SegmentError(Reason.OPAQUE_ARGUMENT, f"an argument is a {type(leaf).__name__}")
 
 
-def stream_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stream: torch.Tensor) -> str:
+def stream_name(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stream: torch.Tensor
+) -> str:
     """The forward's parameter that takes the stream; its position where it has no name.
 
     Raises:
-        CannotSegment: the stream is inside a structure.
+        SegmentError: the stream is inside a structure.
     """
     for name, value in kwargs.items():
         if value is stream:
@@ -268,9 +282,12 @@ def stream_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     parameters = list(python_inspect.signature(module.forward).parameters.values())
     for position, value in enumerate(args):
         if value is stream:
-            named = position < len(parameters) and parameters[position].kind is not parameters[position].VAR_POSITIONAL
+            named = (
+                position < len(parameters)
+                and parameters[position].kind is not parameters[position].VAR_POSITIONAL
+            )
             return parameters[position].name if named else str(position)
-    raise CannotSegment(Reason.OPAQUE_ARGUMENT, "the stream comes inside a structure")
+    raise SegmentError(Reason.OPAQUE_ARGUMENT, "the stream comes inside a structure")
 
 
 def parameters_of(block: nn.Module, modules: Iterable[str], attributes: Iterable[str]) -> list[nn.Parameter]:
@@ -287,106 +304,6 @@ def parameters_of(block: nn.Module, modules: Iterable[str], attributes: Iterable
     return list(unique.values())
 
 
-# -- links and names -------------------------------------------------------------------------
-
-
-def _link(found: Iterable[_Found]) -> list[list[_Found]]:
-    """Maximal runs in which each block's output object is the next one's input."""
-    runs: list[list[_Found]] = []
-    ends: dict[Stamp, list[_Found]] = {}
-    for block in found:
-        run = ends.pop(block.inputs, None)
-        if run is None:
-            run = []
-            runs.append(run)
-        run.append(block)
-        ends[block.output_stamp] = run
-    return runs
-
-
-def _one_run_each(runs: list[list[_Found]]) -> tuple[list[list[_Found]], list[str]]:
-    """Runs of the same blocks are one chain that runs twice; blocks of different runs are left out."""
-    distinct: dict[tuple[str, ...], list[_Found]] = {}
-    for run in runs:
-        distinct.setdefault(tuple(f.block.path for f in run), run)
-    uses = Counter(path for paths in distinct for path in set(paths))
-    conflicts = sorted(path for path, count in uses.items() if count > 1)
-    kept: list[list[_Found]] = []
-    for run in distinct.values():
-        kept += _link([f for f in run if f.block.path not in conflicts])
-    return kept, conflicts
-
-
-def _names(runs: list[list[str]]) -> list[str]:
-    """The common prefix of the blocks' paths, told apart where two chains share it."""
-    found: list[Sequence[str]] = []
-    for paths in runs:
-        if len(set(paths)) == 1:
-            found.append([paths[0]])
-            continue
-        found.append(os.path.commonprefix([p.split(".") for p in paths]) or [paths[0]])
-    prefixes = [".".join(parts) for parts in found]
-    shared = Counter(prefixes)
-    return [f"{prefix}:{paths[0]}" if shared[prefix] > 1 else prefix for prefix, paths in zip(prefixes, runs, strict=True)]
-
-
-def _count(run: list[_Found]) -> int:
-    return sum(len(f.block.segments) for f in run)
-
-
-# -- what was left alone ---------------------------------------------------------------------
-
-
-def _left_alone(
-    model: nn.Module, root: Call, rewired: set[Call], refusals: dict[Call, CannotSegment]
-) -> Iterator[Skipped]:
-    """A reason for every listed module (of a Sequential, a ModuleList) that looked like a block."""
-    calls: list[Call] = []
-    stack = [root]
-    while stack:
-        call = stack.pop()
-        calls.append(call)
-        stack += reversed(call.children)
-    inside = {c for r in rewired for c in _descendants(r)} | rewired
-    around = {parent for r in rewired for parent in _ancestors(r)}
-    called = {c.path for c in calls}
-    refused = [
-        c
-        for c in calls
-        if c in refusals and c not in inside | around and _is_listed(c.path) and list(c.module.children())
-    ]
-    outer = {ancestor for c in refused for ancestor in _ancestors(c)}
-    for call in refused:
-        if call not in outer:
-            yield Skipped(call.path, refusals[call].reason, refusals[call].detail)
-    for path, module in model.named_modules():
-        unreached = _is_listed(path) and path not in called and list(module.children())
-        if unreached and not any(path.startswith(f"{c.path}.") for c in inside):
-            yield Skipped(path, Reason.NOT_CALLED, "the example inputs do not reach it")
-
-
-def _descendants(call: Call) -> Iterator[Call]:
-    for child in call.children:
-        yield child
-        yield from _descendants(child)
-
-
-def _ancestors(call: Call) -> Iterator[Call]:
-    parent = call.parent
-    while parent is not None:
-        yield parent
-        parent = parent.parent
-
-
-def _is_listed(path: str) -> bool:
-    """Whether a module is a member of a list-like container, by its name (a number, or one that ends in it)."""
-    return bool(re.search(r"\d$", path.rpartition(".")[2]))
-
-
-def _unique(skipped: Iterable[Skipped]) -> list[Skipped]:
-    return list({s.path: s for s in skipped}.values())
-
-
 def _may_be_block(module: nn.Module) -> bool:
     """Plain layers of torch.nn cannot hold a residual module; everything with code of its own may."""
     plain = type(module).__module__.startswith("torch.nn.modules") and not list(module.children())
@@ -399,7 +316,10 @@ def _structure(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _shapes(tree: Any) -> tuple[Any, ...]:
-    return tuple(tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else repr(leaf) for leaf in pytree.tree_leaves(tree))
+    return tuple(
+        tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else repr(leaf)
+        for leaf in pytree.tree_leaves(tree)
+    )
 
 
 class _mode:  # noqa: N801 - reads as a statement
@@ -415,4 +335,3 @@ class _mode:  # noqa: N801 - reads as a statement
     def __exit__(self, *exc: object) -> None:
         for module, flag in self.flags:
             module.training = flag
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,8 @@ def as_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[s
 def untouched(model: nn.Module) -> Iterator[None]:
     """Leave every module's attributes (training flags, caches, hooks) and buffers as they were found."""
     before = [
-        (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()
+        (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers), dict(m._modules))
+        for m in model.modules()
     ]
     # Copies take the changes: even on fake tensors a counter such as num_batches_tracked counts on.
     copies: dict[int, torch.Tensor] = {}
@@ -67,18 +68,21 @@ def untouched(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, attributes, parameters, buffers, modules in before:
-            for store, kept in (
-                (module.__dict__, attributes),
-                (module._parameters, parameters),
-                (module._buffers, buffers),
-                (module._modules, modules),
-            ):
-                if store.keys() != kept.keys() or any(store[k] is not v for k, v in kept.items()):
-                    store.clear()
-                    store.update(kept)
+            _put_back(module.__dict__, attributes)
+            _put_back(module._parameters, parameters)
+            _put_back(module._buffers, buffers)
+            _put_back(module._modules, modules)
 
 
-def probe(model: nn.Module, example_inputs: ExampleInputs) -> tuple[Call, contextlib.AbstractContextManager[Any]]:
+def _put_back(store: MutableMapping[str, Any], kept: Mapping[str, Any]) -> None:
+    if store.keys() != kept.keys() or any(store[name] is not value for name, value in kept.items()):
+        store.clear()
+        store.update(kept)
+
+
+def probe(
+    model: nn.Module, example_inputs: ExampleInputs
+) -> tuple[Call, contextlib.AbstractContextManager[Any]]:
     """Record one forward in evaluation mode, without memory or weights where that works.
 
     Args:

@@ -30,7 +30,9 @@ _FIXED_METADATA = frozenset(
     {"dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "requires_grad", "is_sparse"}
     | {"is_nested", "is_quantized", "is_mkldnn", "itemsize", "names", "is_leaf", "is_xpu", "is_mps"}
 )
-_FIXED_METHODS = frozenset({"dim", "ndimension", "is_floating_point", "is_complex", "element_size", "get_device"})
+_FIXED_METHODS = frozenset(
+    {"dim", "ndimension", "is_floating_point", "is_complex", "element_size", "get_device"}
+)
 
 
 class TraceError(Exception):
@@ -74,7 +76,9 @@ class ValueProxy(fx.Proxy):
         if not hasattr(value, name):
             raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
         if callable(getattr(value, name)):
-            return lambda *args, **kwargs: self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
+            return lambda *args, **kwargs: self.tracer.create_proxy(
+                "call_method", name, (self, *args), kwargs
+            )
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def _decide(self) -> Any:
@@ -102,7 +106,7 @@ class ValueProxy(fx.Proxy):
         return len(self.value)  # the length of a tuple or a shape is structure, not data
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[i] for i in range(len(self))])
+        return iter([operator.getitem(self, i) for i in range(len(self))])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
@@ -126,7 +130,11 @@ class _Factories(TorchFunctionMode):
         if self.tracer.evaluating or any(isinstance(leaf, fx.Proxy) for leaf in _leaves((args, kwargs))):
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and callable(func) and not isinstance(func, type(object.__init__)):
+        if (
+            isinstance(result, torch.Tensor)
+            and callable(func)
+            and not isinstance(func, type(object.__init__))
+        ):
             return self.tracer.create_proxy("call_function", func, args, kwargs)
         return result
 
@@ -238,7 +246,7 @@ class BlockTracer(fx.Tracer):
             self.place = path
             try:
                 result = forward(*args, **kwargs)
-            except Exception:  # noqa: BLE001 - arbitrary user code met a proxy; the module becomes a leaf
+            except Exception:
                 if self.inline is not None:
                     raise
                 for node in reversed(list(self.graph.nodes)[nodes:]):
@@ -300,7 +308,7 @@ def trace_block(
         try:
             output = forward(*proxied_args, **proxied_kwargs)
             tracer.create_node("output", "output", (tracer.create_arg(output),), {})
-        except Exception as error:  # noqa: BLE001 - arbitrary user code met a proxy
+        except Exception as error:
             raise TraceError(_first_line(error)) from error
     return Trace(tracer.graph, leaves, tracer.specialised, frozenset(tracer.inlined))
 
@@ -327,7 +335,7 @@ def _patched(tracer: BlockTracer) -> Iterator[None]:
 
     with _PATCH_LOCK:
         nn.Module.__call__ = traced_call  # type: ignore[method-assign]
-        nn.Module.__getattr__ = traced_read  # type: ignore[method-assign,assignment]
+        nn.Module.__getattr__ = traced_read  # type: ignore[method-assign]
         builtins.isinstance = traced_isinstance
         try:
             yield

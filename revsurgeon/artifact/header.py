@@ -26,6 +26,9 @@ ITEM_BYTES = {
 }
 """Bytes an element, by the format's name of the dtype."""
 
+ALIGNMENT = 64
+"""Bytes. Torch puts its own tensors at multiples of it, and kernels may sum in another order elsewhere."""
+
 _MAX_DIMENSIONS = 64
 
 
@@ -66,7 +69,7 @@ def encode_header(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, st
             "data_offsets": [tensor.begin, tensor.end],
         }
     text = render_json(entries).encode("ascii")
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     if len(text) > MAX_BYTES:
         raise ArtifactError(
             f"The manifest takes {len(text) >> 20} MiB, and a header holds {MAX_BYTES >> 20}.",

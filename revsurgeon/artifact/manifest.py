@@ -72,7 +72,8 @@ class ChainRecord(BaseModel):
     def _as_many(self) -> ChainRecord:
         for name in ("segments", "streams", "outputs"):
             if len(self.blocks) != len(getattr(self, name)):
-                raise ValueError(f"{len(self.blocks)} blocks but {len(getattr(self, name))} entries in {name}")
+                entries = len(getattr(self, name))
+                raise ValueError(f"{len(self.blocks)} blocks but {entries} entries in {name}")
         return self
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from revsurgeon.artifact.header import ITEM_BYTES, StoredTensor, byte_count, encode_header
+from revsurgeon.artifact.header import ALIGNMENT, ITEM_BYTES, StoredTensor, byte_count, encode_header
 from revsurgeon.artifact.manifest import Manifest, TensorRecord
 from revsurgeon.artifact.names import CARD, CONFIG, INDEX, MANIFEST, shard_name
 from revsurgeon.artifact.plain_json import render_json
@@ -121,7 +121,11 @@ def _write_tensor(file: BinaryIO, tensor: torch.Tensor, pool: ThreadPoolExecutor
 
 
 def _planned(tensors: Mapping[str, torch.Tensor], limit: int) -> list[_Shard]:
-    """Fill shards in the order of the names; inside one, wide elements first, so that all are aligned."""
+    """Fill shards in the order of the names.
+
+    Inside one, tensors of whole multiples of the alignment come first, so that each begins at one; the others
+    follow with wide elements first, so that no element straddles its own size.
+    """
     kinds = {name: tensor_kind(name, tensor) for name, tensor in sorted(tensors.items())}
     groups: list[list[str]] = [[]]
     filled = 0
@@ -136,12 +140,16 @@ def _planned(tensors: Mapping[str, torch.Tensor], limit: int) -> list[_Shard]:
     for number, names in enumerate(groups, start=1):
         placed: dict[str, StoredTensor] = {}
         offset = 0
-        for name in sorted(names, key=lambda name: (-ITEM_BYTES[kinds[name][0]], name)):
+        for name in sorted(names, key=lambda name: _place(name, kinds[name])):
             end = offset + byte_count(*kinds[name])
             placed[name] = StoredTensor(*kinds[name], offset, end)
             offset = end
         shards.append(_Shard(shard_name(number, len(groups)), placed))
     return shards
+
+
+def _place(name: str, kind: tuple[str, tuple[int, ...]]) -> tuple[bool, int, str]:
+    return byte_count(*kind) % ALIGNMENT != 0, -ITEM_BYTES[kind[0]], name
 
 
 def _with_hashes(manifest: Manifest, shards: list[_Shard], hashes: Mapping[str, str]) -> Manifest:

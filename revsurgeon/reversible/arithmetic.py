@@ -45,7 +45,9 @@ class Streams:
 class Arithmetic(Protocol):
     """What a chain needs of an arithmetic."""
 
-    beta: float
+    @property
+    def beta(self) -> float:
+        """The beta that is applied."""
 
     def start(self, x: torch.Tensor) -> Streams:
         """Both streams at the start of a chain."""
@@ -56,7 +58,9 @@ class Arithmetic(Protocol):
     def couple(self, streams: Streams, g: torch.Tensor) -> tuple[Streams, torch.Tensor | None]:
         """The next streams, and what must be kept to come back (None in float)."""
 
-    def previous_x(self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
+    def previous_x(
+        self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]
+    ) -> torch.Tensor:
         """x of the streams before, with the memory layout that it had."""
 
     def previous_y(self, streams: Streams, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
@@ -76,28 +80,37 @@ class FloatArithmetic:
     beta: float
 
     def start(self, x: torch.Tensor) -> Streams:
+        """Both streams at the start of a chain."""
         x = x.to(stream_dtype(x))
         return Streams(x, self.beta * x)
 
     def value(self, streams: Streams, dtype: torch.dtype) -> torch.Tensor:
+        """x as the branch sees it."""
         return streams.x.to(dtype)
 
     def couple(self, streams: Streams, g: torch.Tensor) -> tuple[Streams, None]:
+        """The next streams, and what must be kept to come back."""
         x = g.to(streams.x.dtype) + laid_out(streams.y, g.stride())
         return Streams(x, self.beta * streams.x), None
 
-    def previous_x(self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
+    def previous_x(
+        self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]
+    ) -> torch.Tensor:
+        """x of the streams before, with the memory layout that it had."""
         return laid_out(streams.y / self.beta, stride)
 
     def previous_y(self, streams: Streams, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+        """y of the streams before, with the memory layout that it had."""
         return laid_out(streams.x - g.to(streams.x.dtype), stride)
 
     def merge(self, streams: Streams, rule: str) -> torch.Tensor:
+        """The chain's output."""
         if rule == "last":
             return streams.x
         return (streams.x + laid_out(streams.y, streams.x.stride())) / (1.0 + self.beta)
 
     def checksum(self, x: torch.Tensor) -> None:
+        """A number that differs when x does; None where equality cannot be expected."""
         return None
 
 
@@ -150,34 +163,43 @@ class ExactArithmetic:
         return value.to(torch.float64).mul(2.0**self.grid_bits).round_()
 
     def start(self, x: torch.Tensor) -> Streams:
+        """Both streams at the start of a chain."""
         on_grid = self._on_grid(x)
         return Streams(on_grid, self._floor(on_grid))
 
     def value(self, streams: Streams, dtype: torch.dtype) -> torch.Tensor:
+        """x as the branch sees it."""
         return (streams.x * 2.0**-self.grid_bits).to(dtype)
 
     def couple(self, streams: Streams, g: torch.Tensor) -> tuple[Streams, torch.Tensor]:
+        """The next streams, and what must be kept to come back."""
         x = self._on_grid(g).add_(laid_out(streams.y, g.stride()))
         y = self._floor(streams.x)
         kept = pack_bits((streams.x - self._ceil(y)).contiguous(), self.bits)
         return Streams(x, y), kept
 
-    def previous_x(self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
+    def previous_x(
+        self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]
+    ) -> torch.Tensor:
+        """x of the streams before, with the memory layout that it had."""
         assert kept is not None
         x = self._ceil(streams.y)
         x += unpack_bits(kept, self.bits, x.shape, x.dtype)
         return laid_out(x, stride)
 
     def previous_y(self, streams: Streams, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+        """y of the streams before, with the memory layout that it had."""
         return laid_out(streams.x - self._on_grid(g), stride)
 
     def merge(self, streams: Streams, rule: str) -> torch.Tensor:
+        """The chain's output."""
         x = streams.x * 2.0**-self.grid_bits
         if rule == "last":
             return x
         return (x + laid_out(streams.y, x.stride()) * 2.0**-self.grid_bits) / (1.0 + self.beta)
 
     def checksum(self, x: torch.Tensor) -> torch.Tensor:
+        """A number that differs when x does; None where equality cannot be expected."""
         # A sum of the same shape and strides adds in the same order, so it is a function of x alone.
         return torch.stack([x.sum(), x.abs().max() if x.numel() else x.sum()])
 

@@ -24,8 +24,8 @@ def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     octets = _padded(flat.to(torch.uint8))
     if bits == 8:
         return octets.reshape(-1)
-    word = octets[:, 0].to(torch.int64)
-    for place in range(1, 8):
+    word = torch.zeros(len(octets), dtype=torch.int64, device=octets.device)
+    for place in range(8):
         word |= octets[:, place].to(torch.int64) << (bits * place)
     # A copy: a view of the first bytes would keep all eight.
     packed = octets.new_empty(len(word), bits)

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 
 from revsurgeon.errors import ChainBrokenError, RevsurgeonError
-from revsurgeon.reversible.arithmetic import BETA_BITS, DEFAULT_GRID_BITS, Arithmetic, Streams, make_arithmetic
+from revsurgeon.reversible.arithmetic import (
+    BETA_BITS,
+    DEFAULT_GRID_BITS,
+    Arithmetic,
+    Streams,
+    make_arithmetic,
+)
 from revsurgeon.reversible.step import Couple, Fork, Merge, Start, Step
 from revsurgeon.reversible.tape import Record, SegmentCall, Tape
 
@@ -160,7 +166,8 @@ class Chain:
         elif run.how == "stored":
             self._advance_stored(run, call)
         else:
-            assert run.arithmetic is not None and run.streams is not None
+            assert run.arithmetic is not None
+            assert run.streams is not None
             g = call.function(call.block, run.x, run.alpha, *call.extras)
             run.streams, _ = run.arithmetic.couple(run.streams, g)
             run.x = run.arithmetic.value(run.streams, run.dtype)
@@ -171,12 +178,14 @@ class Chain:
             if run.x.requires_grad or any(p.requires_grad for p in parameters):
                 raise RevsurgeonError(
                     f"chain {self.name!r} cannot be trained reversibly at beta = 0.",
-                    hint="Set a beta of at least 2**-16 (revsurgeon.set_coefficients; exact arithmetic affords "
-                    "small ones), or train inside `with revsurgeon.stored_activations(model):`.",
+                    hint="Set a beta of at least 2**-16 (revsurgeon.set_coefficients; exact arithmetic "
+                    "affords small ones), or train inside `with revsurgeon.stored_activations(model):`.",
                 )
 
     def _advance_reversible(self, run: Run, call: SegmentCall) -> None:
-        assert run.tape is not None and run.tape.streams is not None and run.y is not None
+        assert run.tape is not None
+        assert run.tape.streams is not None
+        assert run.y is not None
         record = Record(call, run.alpha, run.dtype, run.tape.streams)
         arguments = [e for e, wants in zip(call.extras, record.wants_grad, strict=True) if wants]
         inputs = [*arguments, *record.parameters]
@@ -191,7 +200,8 @@ class Chain:
         g = call.function(call.block, x, run.alpha, *call.extras)
 
         def couple(g: torch.Tensor) -> torch.Tensor:
-            assert run.arithmetic is not None and run.streams is not None
+            assert run.arithmetic is not None
+            assert run.streams is not None
             run.streams, _ = run.arithmetic.couple(run.streams, g)
             value = run.arithmetic.value(run.streams, run.dtype)
             run.streams = Streams(run.streams.x.detach(), run.streams.y)
@@ -204,7 +214,8 @@ class Chain:
             return run.x.clone() if self.copy_output else run.x
         arithmetic = run.arithmetic
         streams = run.tape.streams if run.tape else run.streams
-        assert arithmetic is not None and streams is not None
+        assert arithmetic is not None
+        assert streams is not None
 
         def merged() -> torch.Tensor:
             value = fresh(arithmetic.merge(streams, self.merge).to(run.output_dtype))
@@ -246,7 +257,10 @@ def _is_same(x: torch.Tensor, run: Run) -> bool:
     """Whether x is what the last block returned: the object itself, or a full alias of it, unchanged."""
     last = run.x
     if x is not last and not (
-        x.data_ptr() == last.data_ptr() and x.shape == last.shape and x.stride() == last.stride() and x.numel()
+        x.data_ptr() == last.data_ptr()
+        and x.shape == last.shape
+        and x.stride() == last.stride()
+        and x.numel()
     ):
         return False
     return run.version is None or x.is_inference() or x._version == run.version

@@ -79,6 +79,6 @@ def some_chains(model: nn.Module) -> list[Chain]:
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__} was not rewired.",
-            hint="Rewire it first: revsurgeon.rewire(model, example_inputs=...), or load a converted checkpoint.",
+            hint="Rewire it first (revsurgeon.rewire), or load a converted checkpoint (revsurgeon.load).",
         )
     return found

@@ -83,7 +83,9 @@ class Replay:
     buffers: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)
 
     @contextlib.contextmanager
-    def noting(self, modules: Iterable[nn.Module], device: torch.device, changing: ChangingBuffers) -> Iterator[None]:
+    def noting(
+        self, modules: Iterable[nn.Module], device: torch.device, changing: ChangingBuffers
+    ) -> Iterator[None]:
         """Run the segment for the first time inside this context."""
         types = ("cpu",) if device.type == "cpu" else ("cpu", device.type)
         self.autocast = tuple((t, torch.is_autocast_enabled(t), torch.get_autocast_dtype(t)) for t in types)
@@ -122,7 +124,9 @@ class Replay:
     @contextlib.contextmanager
     def again(self, device: torch.device) -> Iterator[None]:
         """Run the segment once more inside this context."""
-        present = [(owner, name, owner.get(name)) for owner, name, _ in self.buffers]
+        present: list[tuple[dict[str, Any], str, Any]] = [
+            (owner, name, owner.get(name)) for owner, name, _ in self.buffers
+        ]
         now = RandomStates.now(device) if self.random else None
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
@@ -133,8 +137,8 @@ class Replay:
             try:
                 if self.random:
                     self.random.restore()
-                for owner, name, value in self.buffers:
-                    owner[name] = value.clone()
+                for owner, name, kept in self.buffers:
+                    owner[name] = kept.clone()
                 yield
             finally:
                 for owner, name, value in present:

@@ -1,4 +1,4 @@
-"""Move the coefficients during finetuning (Dr2Net's dynamic finetuning; Zhao et al., CVPR 2024, section 3.3)."""
+"""Move the coefficients during finetuning, as Dr2Net does (Zhao et al., CVPR 2024: dynamic finetuning)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ POLICIES: dict[str, Callable[[float], float]] = {
     "exponential": lambda t: (_STEEPNESS**t - 1.0) / (_STEEPNESS - 1.0),
     "logarithmic": lambda t: math.log1p((_STEEPNESS - 1.0) * t) / math.log(_STEEPNESS),
 }
-"""How far a coefficient has moved (0 to 1) after a share t (0 to 1) of its time. Exponential starts slowly and
-ends fast, logarithmic the other way round; the steepest slope is about 100 times the flattest."""
+"""How far a coefficient has moved (0 to 1) after a share t (0 to 1) of its time. Exponential starts slowly
+and ends fast, logarithmic the other way round; the steepest slope is about 100 times the flattest."""
 
 ORDERS = ("simultaneous", "alpha-first", "beta-first")
 
@@ -121,7 +121,11 @@ class CoefficientSchedule:
             return self.end
         share = step // self.update_every * self.update_every / self.end_step
         first, second = min(1.0, 2.0 * share), max(0.0, 2.0 * share - 1.0)
-        shares = {"simultaneous": (share, share), "alpha-first": (first, second), "beta-first": (second, first)}
+        shares = {
+            "simultaneous": (share, share),
+            "alpha-first": (first, second),
+            "beta-first": (second, first),
+        }
         weights = [POLICIES[self.policy](t) for t in shares[self.order]]
         alpha, beta = (a + (b - a) * w for a, b, w in zip(self.start, self.end, weights, strict=True))
         return alpha, beta
@@ -158,7 +162,9 @@ class CoefficientSchedule:
 
 def _end_step(total: int, until: Mapping[str, float], steps_per_epoch: int | None) -> int:
     if len(until) != 1:
-        raise RevsurgeonError(f"until = {dict(until)} is not one end.", hint='Write {"fraction": 1.0}, for example.')
+        raise RevsurgeonError(
+            f"until = {dict(until)} is not one end.", hint='Write {"fraction": 1.0}, for example.'
+        )
     ((kind, amount),) = until.items()
     _require(amount > 0, f"until {kind} = {amount}", "It must be above 0.")
     if kind == "steps":

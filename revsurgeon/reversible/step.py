@@ -59,7 +59,9 @@ class Step(torch.autograd.Function):
     """One segment of a reversible chain."""
 
     @staticmethod
-    def forward(ctx: Any, tape: Tape, record: Any, x: torch.Tensor, y: torch.Tensor, *inputs: torch.Tensor) -> Any:
+    def forward(
+        ctx: Any, tape: Tape, record: Any, x: torch.Tensor, y: torch.Tensor, *inputs: torch.Tensor
+    ) -> Any:
         """Run the segment on the tape's streams; x, y and inputs are here for their gradients."""
         ctx.set_materialize_grads(False)
         ctx.tape, ctx.index = tape, len(tape.records)
@@ -95,7 +97,11 @@ class Couple(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, couple: Callable[[torch.Tensor], torch.Tensor], g: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+        ctx: Any,
+        couple: Callable[[torch.Tensor], torch.Tensor],
+        g: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
     ) -> Any:
         """`couple` gives x_i for G; x and y are here for their gradients."""
         ctx.set_materialize_grads(False)

@@ -72,7 +72,7 @@ class Held:
                 "backward runs a second time through a chain whose streams have been let go.",
                 hint="Pass retain_graph=True to the first backward.",
             )
-        return self._handle.grad_fn.saved_tensors  # type: ignore[union-attr,no-any-return]
+        return self._handle.grad_fn.saved_tensors  # type: ignore[union-attr]
 
     def let_go(self) -> None:
         """Free the memory."""
@@ -152,7 +152,8 @@ class Record:
 
     def _leaves(self, x: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
         extras = [
-            e.detach().requires_grad_() if wants else e for e, wants in zip(self.extras, self.wants_grad, strict=True)
+            e.detach().requires_grad_() if wants else e
+            for e, wants in zip(self.extras, self.wants_grad, strict=True)
         ]
         return x.detach().requires_grad_(), extras
 
@@ -288,8 +289,9 @@ class Tape:
         now = self.arithmetic.checksum(x)
         if now is not None and record.checksum is not None:
             self._checks.append((record.call.name, record.checksum, now))
-        if index == 0 and now is not None and self._start_y is not None:
-            self._checks.append(("the chain's start", self._start_y, self.arithmetic.checksum(y)))
+        start = self.arithmetic.checksum(y) if index == 0 else None
+        if start is not None and self._start_y is not None:
+            self._checks.append(("the chain's start", self._start_y, start))
 
     def begin_backward(self) -> None:
         """Called by every segment's backward; the first one of a pass sees to it that `finish` is called."""
@@ -324,7 +326,7 @@ class Tape:
             # which is the one checked before it.
             blamed = checks[max(same.index(False) - 1, 0)][0]
             raise ChainBrokenError(
-                f"recomputing a segment of {self.name!r} did not give the same bits: the gradients are wrong.",
+                f"recomputing a segment of {self.name!r} gave other bits: its gradients are wrong.",
                 where=f"{blamed} did not repeat",
                 hint="Something in it is not deterministic (a kernel, or state outside its buffers). Try "
                 "torch.use_deterministic_algorithms(True), or exclude the block in the recipe.",

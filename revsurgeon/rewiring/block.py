@@ -18,10 +18,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from revsurgeon.anatomy.flow import SegmentError
+from revsurgeon.anatomy.functions import compile_graph
 from revsurgeon.anatomy.inspect import CONSTANT_TYPES, check_arguments, inline_set
 from revsurgeon.anatomy.probe import untouched
-from revsurgeon.anatomy.segment import BlockGraphs, CannotSegment, compile_graph, segment_block
-from revsurgeon.anatomy.trace import TraceError, trace_block
+from revsurgeon.anatomy.segment import BlockGraphs, segment_block
+from revsurgeon.anatomy.trace import Trace, TraceError, trace_block
 from revsurgeon.errors import ChainBrokenError, UnsupportedModelError
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.tape import SegmentCall, SegmentMemory
@@ -50,7 +52,9 @@ class PlannedSegment:
         for path in self.branch:
             for module in block.get_submodule(path).modules():
                 modules[id(module)] = module
-        parameters = {id(p): p for m in modules.values() for p in m._parameters.values() if p is not None}
+        parameters: dict[int, torch.Tensor] = {
+            id(p): p for m in modules.values() for p in m._parameters.values() if p is not None
+        }
         for path in self.attributes:
             owner_path, _, name = path.rpartition(".")
             owner = block.get_submodule(owner_path)
@@ -86,7 +90,14 @@ class RewiredForward:
     """
 
     def __init__(
-        self, block: nn.Module, chain: Chain, path: str, stream: str, output: int, segments: int, granularity: str
+        self,
+        block: nn.Module,
+        chain: Chain,
+        path: str,
+        stream: str,
+        output: int,
+        segments: int,
+        granularity: str,
     ) -> None:
         self.block = block
         self.chain = chain
@@ -158,10 +169,11 @@ class RewiredForward:
         return plan
 
     def _state(self) -> tuple[Any, ...]:
-        """What the block's Python code may decide by: simple attributes of every module whose code is inlined."""
+        """What the block's code may decide by: simple attributes of every module whose code is inlined."""
         modules = [self.block.get_submodule(path) for path in self._inlined]
         return tuple(
-            (id(m), *((name, value) for name, value in m.__dict__.items() if type(value) in _SIMPLE)) for m in modules
+            (id(m), *((name, value) for name, value in m.__dict__.items() if type(value) in _SIMPLE))
+            for m in modules
         )
 
     def _make_plan(self, args: Any, kwargs: Any, leaves: list[Any], x: torch.Tensor) -> Plan:
@@ -173,10 +185,8 @@ class RewiredForward:
                 stack.enter_context(_no_autocast_cache())
                 fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
                 fake_args, fake_kwargs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
-                inline = inline_set(self.block, self.original, fake_args, fake_kwargs, stream, self.output)
-                trace = trace_block(self.block, self.original, fake_args, fake_kwargs, inline=inline)
-                graphs = segment_block(trace, stream, self.output, self.granularity)
-        except (TraceError, CannotSegment) as error:
+                graphs, specialised, inlined = self._cut(fake_args, fake_kwargs, stream)
+        except (TraceError, SegmentError) as error:
             raise UnsupportedModelError(
                 f"block {self.path!r} cannot run reversibly with these arguments.",
                 where=str(error),
@@ -188,7 +198,23 @@ class RewiredForward:
                 f"and had {self.segments} when the network was rewired.",
                 hint="Rewire with example inputs that are like the ones in use, or exclude the block.",
             )
-        return self._compiled(graphs, trace.specialised, frozenset(inline))
+        return self._compiled(graphs, specialised, inlined)
+
+    def _cut(self, args: Any, kwargs: Any, stream: int) -> tuple[BlockGraphs, bool, frozenset[str]]:
+        """Trace and cut; first with what was inlined before, which mostly is what is needed again."""
+        if self._plans:
+            graphs, trace = self._cut_inlining(frozenset(self._inlined) - {""}, args, kwargs, stream)
+            if len(graphs.segments) == self.segments:
+                return graphs, trace.specialised, trace.inlined
+        inline = inline_set(self.block, self.original, args, kwargs, stream, self.output)
+        graphs, trace = self._cut_inlining(inline, args, kwargs, stream)
+        return graphs, trace.specialised, trace.inlined
+
+    def _cut_inlining(
+        self, inline: frozenset[str], args: Any, kwargs: Any, stream: int
+    ) -> tuple[BlockGraphs, Trace]:
+        trace = trace_block(self.block, self.original, args, kwargs, inline=inline)
+        return segment_block(trace, stream, self.output, self.granularity), trace
 
     def _compiled(self, graphs: BlockGraphs, specialised: bool, inlined: frozenset[str]) -> Plan:
         segments = [

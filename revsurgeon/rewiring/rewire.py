@@ -107,7 +107,7 @@ def rewire_with_checks(
     if chains(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} is rewired already.",
-            hint="Change its coefficients with revsurgeon.set_coefficients, or start from the original network.",
+            hint="Change its coefficients with revsurgeon.set_coefficients, or start from the original.",
         )
     anatomy = inspect(model, example_inputs, granularity=recipe.granularity, select=recipe.selects)
     if not anatomy.chains:

@@ -258,7 +258,10 @@ def _largest_values(model: nn.Module) -> Iterator[dict[str, float]]:
         if "forward" in module.__dict__ and getattr(module.__dict__["forward"], "chain", None) is not None:
 
             def note(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                top = max((float(t.abs().max()) for t in _tensors((args, output)) if t.is_floating_point()), default=0)
+                top = max(
+                    (float(t.abs().max()) for t in _tensors((args, output)) if t.is_floating_point()),
+                    default=0,
+                )
                 largest[name] = max(largest.get(name, 0.0), top)
 
             handles.append(module.register_forward_hook(note))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import nn
 
 from revsurgeon.errors import SourceError
 from revsurgeon.sources.stand_ins import is_stand_in, real_parameters, stand_ins
-from revsurgeon.sources.tensors import main_dtype
+from revsurgeon.sources.tensors import aligned, main_dtype
 
 Construct = Callable[[], nn.Module]
 
@@ -161,8 +161,14 @@ def _take(load_state_dict: Callable[..., Any], module: nn.Module, state_dict: An
     """Load by assignment; tied parameters stay tied, and buffers that no file holds follow the dtype."""
     ties = _tied_names(module)
     built = main_dtype(dict(module.named_parameters()))
+    tensors = OrderedDict(
+        (name, aligned(value) if isinstance(value, torch.Tensor) else value)
+        for name, value in state_dict.items()
+    )
+    if hasattr(state_dict, "_metadata"):  # the versions of the modules that were saved
+        setattr(tensors, "_metadata", state_dict._metadata)  # noqa: B010
     with real_parameters():
-        result = load_state_dict(module, state_dict, strict=strict, assign=True)
+        result = load_state_dict(module, tensors, strict=strict, assign=True)
     _this_thread.missing = tuple(result.missing_keys)
     for first, *others in ties:
         parameter = module.get_parameter(first)

@@ -1,4 +1,4 @@
-"""Reads the tensors of one weights file as pages of the file, and never as code."""
+"""Reads the tensors of one weights file, once into memory, and never as code."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state")
 
 
+_ALIGNMENT = 64  # bytes, of torch's allocator on the CPU
+_COPIED_AT_ONCE = 64 * 2**20  # bytes of a file that stay in memory beside their copies
+
+
 def main_dtype(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Return the floating dtype that most of the weights' bytes are in; None if nothing is floating."""
     sizes: Counter[torch.dtype] = Counter()
@@ -26,17 +30,37 @@ def main_dtype(tensors: Mapping[str, torch.Tensor]) -> str | None:
     return str(sizes.most_common(1)[0][0]).removeprefix("torch.") if sizes else None
 
 
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor itself, or a copy where it does not begin where torch's own tensors would.
+
+    Kernels may sum in another order then, so that a network would not compute the same bits as with its own
+    library's loading, which copies.
+    """
+    return tensor if tensor.device.type != "cpu" or tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
+
+
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file.
+    """Return the tensors of a safetensors file: pages of it where it has them aligned, else copies.
+
+    Pages that were copied are let go of again and again, so that memory holds the weights once.
 
     Raises:
         SourceError: the file is damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
+    tensors: dict[str, torch.Tensor] = {}
     try:
-        return load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            names = list(opened.keys())
+        while len(tensors) < len(names):
+            copied = 0
+            with safe_open(file, framework="pt") as opened:
+                while len(tensors) < len(names) and copied < _COPIED_AT_ONCE:
+                    name = names[len(tensors)]
+                    tensors[name] = aligned(opened.get_tensor(name))
+                    copied += tensors[name].nbytes
+        return tensors
     except (SafetensorError, ValueError) as error:
         raise SourceError(
             "the weights file is damaged or no safetensors file.",

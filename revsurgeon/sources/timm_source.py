@@ -115,8 +115,9 @@ class Located:
 
 
 def locate_files(files: WeightFiles, commit: str | None = None) -> Located:
-    """Return where timm finds a checkpoint on the disk; of shards it gets the tensors themselves."""
-    cfg = {"file": str(files.files[0])} if files.index is None else {"state_dict": files.tensors()}
+    """Return a checkpoint on the disk as timm takes it: the tensors themselves, or the path of a pickle."""
+    whole_file = files.index is None and files.pickled
+    cfg = {"file": str(files.files[0])} if whole_file else {"state_dict": files.tensors()}
     return Located(cfg, files.hashes, commit)
 
 

@@ -318,7 +318,10 @@ def test_a_change_in_place_between_two_blocks_ends_the_chain() -> None:
 def test_include_and_exclude_choose_blocks_by_their_paths() -> None:
     network = Stack(*(PreNorm() for _ in range(4)))
     anatomy = rs.inspect(network, X, select=lambda path: path != "blocks.1")
-    assert [[b.path for b in chain.blocks] for chain in anatomy.chains] == [["blocks.0"], ["blocks.2", "blocks.3"]]
+    assert [[b.path for b in chain.blocks] for chain in anatomy.chains] == [
+        ["blocks.0"],
+        ["blocks.2", "blocks.3"],
+    ]
     assert [(s.path, s.reason) for s in anatomy.skipped] == [("blocks.1", "excluded")]
 
 

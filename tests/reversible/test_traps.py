@@ -197,7 +197,9 @@ class Masked(nn.Module):
         super().__init__()
         self.linear = nn.Linear(8, 8)
 
-    def forward(self, x: torch.Tensor, bias: torch.Tensor, *, scale: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, bias: torch.Tensor, *, scale: torch.Tensor | None = None
+    ) -> torch.Tensor:
         y = self.linear(x + bias)
         return x + (y if scale is None else y * scale)
 
@@ -351,7 +353,9 @@ def test_a_tap_in_the_middle_also_when_the_loss_uses_only_the_tap(output_too: bo
 
 def test_two_forwards_before_one_backward() -> None:
     network, inputs = stack()
-    assert_equal_gradients(both(network, lambda: network(*inputs).sum() + network(2 * inputs[0]).square().sum()))
+    assert_equal_gradients(
+        both(network, lambda: network(*inputs).sum() + network(2 * inputs[0]).square().sum())
+    )
 
 
 def test_retain_graph_allows_a_second_backward_and_without_it_the_second_is_refused() -> None:
@@ -557,7 +561,9 @@ def test_training_at_beta_zero_is_refused_and_stored_training_is_not() -> None:
     assert network.blocks[0].linear.weight.grad is not None
 
 
-@pytest.mark.parametrize(("alpha", "beta"), [(1.1, 0.5), (-0.1, 0.5), (0.5, 2.0**-17), (0.5, -0.1), (0.5, 1.5)])
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(1.1, 0.5), (-0.1, 0.5), (0.5, 2.0**-17), (0.5, -0.1), (0.5, 1.5)]
+)
 def test_coefficients_out_of_range_are_refused(alpha: float, beta: float) -> None:
     network, _ = stack()
     with pytest.raises(rs.RevsurgeonError, match="out of range"):

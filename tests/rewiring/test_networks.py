@@ -68,7 +68,9 @@ def test_in_float64_reversible_gradients_are_the_stored_ones_up_to_rounding(rewi
 
 
 @pytest.mark.parametrize("beta", [0.01, 0.1, 0.7])
-def test_in_exact_arithmetic_reversible_gradients_are_the_stored_ones_bit_for_bit(rewired: Any, beta: float) -> None:
+def test_in_exact_arithmetic_reversible_gradients_are_the_stored_ones_bit_for_bit(
+    rewired: Any, beta: float
+) -> None:
     network, batches, _ = rewired
     network.train()
     rs.set_coefficients(network, 1.0 - beta, beta)
