@@ -55,8 +55,10 @@ class Arithmetic(Protocol):
     def value(self, streams: Streams, dtype: torch.dtype) -> torch.Tensor:
         """x as the branch sees it."""
 
-    def couple(self, streams: Streams, g: torch.Tensor) -> tuple[Streams, torch.Tensor | None]:
-        """The next streams, and what must be kept to come back (None in float)."""
+    def couple(
+        self, streams: Streams, g: torch.Tensor, keep: bool = True
+    ) -> tuple[Streams, torch.Tensor | None]:
+        """The next streams, and what must be kept to come back (None in float, or if nobody will)."""
 
     def previous_x(
         self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]
@@ -88,7 +90,7 @@ class FloatArithmetic:
         """x as the branch sees it."""
         return streams.x.to(dtype)
 
-    def couple(self, streams: Streams, g: torch.Tensor) -> tuple[Streams, None]:
+    def couple(self, streams: Streams, g: torch.Tensor, keep: bool = True) -> tuple[Streams, None]:
         """The next streams, and what must be kept to come back."""
         x = g.to(streams.x.dtype) + laid_out(streams.y, g.stride())
         return Streams(x, self.beta * streams.x), None
@@ -171,11 +173,13 @@ class ExactArithmetic:
         """x as the branch sees it."""
         return (streams.x * 2.0**-self.grid_bits).to(dtype)
 
-    def couple(self, streams: Streams, g: torch.Tensor) -> tuple[Streams, torch.Tensor]:
+    def couple(
+        self, streams: Streams, g: torch.Tensor, keep: bool = True
+    ) -> tuple[Streams, torch.Tensor | None]:
         """The next streams, and what must be kept to come back."""
         x = self._on_grid(g).add_(laid_out(streams.y, g.stride()))
         y = self._floor(streams.x)
-        kept = pack_bits((streams.x - self._ceil(y)).contiguous(), self.bits)
+        kept = pack_bits((streams.x - self._ceil(y)).contiguous(), self.bits) if keep else None
         return Streams(x, y), kept
 
     def previous_x(

@@ -169,7 +169,7 @@ class Chain:
             assert run.arithmetic is not None
             assert run.streams is not None
             g = call.function(call.block, run.x, run.alpha, *call.extras)
-            run.streams, _ = run.arithmetic.couple(run.streams, g)
+            run.streams, _ = run.arithmetic.couple(run.streams, g, keep=False)
             run.x = run.arithmetic.value(run.streams, run.dtype)
 
     def _check_plain(self, run: Run, call: SegmentCall) -> None:
@@ -202,7 +202,7 @@ class Chain:
         def couple(g: torch.Tensor) -> torch.Tensor:
             assert run.arithmetic is not None
             assert run.streams is not None
-            run.streams, _ = run.arithmetic.couple(run.streams, g)
+            run.streams, _ = run.arithmetic.couple(run.streams, g, keep=False)
             value = run.arithmetic.value(run.streams, run.dtype)
             run.streams = Streams(run.streams.x.detach(), run.streams.y)
             return value

@@ -242,7 +242,7 @@ class Tape:
         assert self.streams is not None
         x = self.arithmetic.value(self.streams, dtype)
         g = call.function(call.block, x, alpha, *call.extras)
-        self.streams, _ = self.arithmetic.couple(self.streams, g)
+        self.streams, _ = self.arithmetic.couple(self.streams, g, keep=False)
         return self.arithmetic.value(self.streams, dtype)
 
     def check_range(self) -> None:
