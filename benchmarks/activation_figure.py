@@ -47,7 +47,7 @@ def draw(document: dict[str, Any], target: Path) -> None:
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.2, 3.7), width_ratios=(1, 1.15))
         _draw_depths(left, document["depths"])
         _draw_networks(right, document["networks"])
-        handles, labels = (right if document["networks"] else left).get_legend_handles_labels()
+        handles, labels = (left if document["depths"] else right).get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper center", ncols=4, frameon=False, handlelength=2.6)
         figure.tight_layout(rect=(0, 0, 1, 0.91), w_pad=2.5)
         figure.savefig(target, dpi=160, metadata={"Software": None})
@@ -60,10 +60,11 @@ def _draw_depths(axes: Axes, depths: list[dict[str, Any]]) -> None:
         sizes = [_bytes_of(entry, strategy, "in_chains") / MEGABYTE for entry in depths]
         axes.plot([entry["depth"] for entry in depths], sizes, label=LABELS[strategy], **style)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xticks([entry["depth"] for entry in depths])
     axes.set_xlabel("blocks of the vision transformer")
     axes.set_ylabel("MB kept for backward")
-    axes.set_title("inside the chain, ViT-S", loc="left", fontsize=9)
+    axes.set_title("inside the chain of a ViT-S", loc="left", fontsize=9)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
@@ -75,6 +76,7 @@ def _draw_networks(axes: Axes, networks: list[dict[str, Any]]) -> None:
         places = [row + 0.12 * (number - 1.5) for row in range(len(names))]
         axes.plot(sizes, places, label=LABELS[strategy], **style | {"linestyle": ""})
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("MB kept for backward")
