@@ -14,6 +14,7 @@ from torch import nn
 from revsurgeon.artifact import (
     ChainRecord,
     Manifest,
+    byte_limit,
     check_output,
     model_card,
     read_manifest,
@@ -26,6 +27,7 @@ from revsurgeon.reversible.coefficients import get_coefficients, some_chains
 from revsurgeon.rewiring import ChainSpec, attach, detach, rewire_with_checks
 from revsurgeon.rewiring.rewire import plan_of, specs_of_rewired
 from revsurgeon.sources import build_architecture, resolve
+from revsurgeon.sources.inputs import InputSpec
 
 _ORIGIN = "_revsurgeon_origin"
 """Attribute of a rewired network that says where it came from."""
@@ -106,6 +108,8 @@ def convert(
     )
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
+    byte_limit(max_shard_size)
+    InputSpec().override(inputs or ())  # their form; which of them the network takes is known later
     if output is not None:
         check_output(output, force=force)
     tell(f"Looking up {source}")

@@ -10,13 +10,14 @@ from revsurgeon.artifact.card import model_card
 from revsurgeon.artifact.manifest import FORMAT_VERSION, ChainRecord, Manifest, TensorRecord
 from revsurgeon.artifact.read import changed_tensors, read_manifest, read_tensors
 from revsurgeon.artifact.staging import check_output
-from revsurgeon.artifact.write import write_artifact
+from revsurgeon.artifact.write import byte_limit, write_artifact
 
 __all__ = [
     "FORMAT_VERSION",
     "ChainRecord",
     "Manifest",
     "TensorRecord",
+    "byte_limit",
     "changed_tensors",
     "check_output",
     "model_card",

@@ -64,7 +64,7 @@ def write_artifact(
         UsageError: `max_shard_size` makes no sense.
     """
     output = Path(output)
-    shards = _planned(tensors, _byte_limit(max_shard_size))
+    shards = _planned(tensors, byte_limit(max_shard_size))
     manifest = manifest.model_copy(
         update={"files": [shard.file for shard in shards], "config": _text(config)}
     )
@@ -179,7 +179,12 @@ def _text(config: bytes | None) -> str | None:
         raise ArtifactError("The source's config.json is not UTF-8 text.") from None
 
 
-def _byte_limit(size: int | str) -> int:
+def byte_limit(size: int | str) -> int:
+    """The bytes that a size as people write it stands for: "5GB", "500MiB", 1000.
+
+    Raises:
+        UsageError: it is not a size, or none that a file can have.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(size), re.IGNORECASE)
     unit = match[2].upper() if match else ""
     unit = unit if unit in _UNITS else f"{unit}B"

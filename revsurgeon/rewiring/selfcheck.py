@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from revsurgeon.anatomy.probe import ExampleInputs, as_arguments
-from revsurgeon.errors import RevsurgeonError, VerificationError
+from revsurgeon.errors import RevsurgeonError, SourceError, VerificationError
 from revsurgeon.recipes import Recipe
 from revsurgeon.reversible.arithmetic import grid_bits_for
 from revsurgeon.reversible.coefficients import chains, set_coefficients
@@ -61,6 +61,7 @@ def reference_outputs(model: nn.Module, example_inputs: ExampleInputs) -> Batche
 
     Raises:
         RevsurgeonError: the network has no weights (it is on the meta device).
+        SourceError: its output is not a number.
     """
     if any(p.is_meta for p in model.parameters()):
         raise RevsurgeonError(
@@ -75,8 +76,25 @@ def reference_outputs(model: nn.Module, example_inputs: ExampleInputs) -> Batche
             if not batches:
                 raise
             continue  # the original takes no other batch size
+        if any(bool(output.isnan().any()) for output in outputs):
+            raise _not_numbers(model)
         batches.append((_batch_size(arguments), arguments, outputs))
     return batches
+
+
+def _not_numbers(model: nn.Module) -> SourceError:
+    """The refusal of a network whose output nothing can be compared with, naming the weights at fault."""
+    state = model.state_dict()
+    broken = [n for n, t in state.items() if t.is_floating_point() and bool(t.isnan().any())]
+    more = [f"and {len(broken) - 12} more weights"] * (len(broken) > 12)
+    return SourceError(
+        f"{type(model).__name__} computes values that are not a number from its example inputs.",
+        where="\n".join([f"{name}: holds such values itself" for name in broken[:12]] + more)
+        or "its weights are numbers, so they overflow on the way",
+        hint="Take another checkpoint."
+        if broken
+        else "Convert it in another dtype (--dtype float32), or give other example inputs (--input).",
+    )
 
 
 def check_and_start(model: nn.Module, batches: Batches, recipe: Recipe, arithmetic: str) -> SelfCheck:

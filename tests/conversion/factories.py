@@ -20,6 +20,14 @@ def timm_swin_v2() -> tuple[nn.Module, Inputs]:
     return network, images(32)
 
 
+def densenet() -> tuple[nn.Module, Inputs]:
+    """A network without a residual addition anywhere."""
+    import timm
+
+    options = {"block_config": (2, 2), "growth_rate": 8, "num_classes": 5}
+    return timm.create_model("densenet121", **options), images(32)
+
+
 def stack_with_a_nan() -> tuple[nn.Module, Inputs]:
     """A network of which one weight is not a number."""
     network, inputs = residual_stack()
