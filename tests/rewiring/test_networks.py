@@ -67,7 +67,9 @@ def test_in_float64_reversible_gradients_are_the_stored_ones_up_to_rounding(rewi
     assert_same_state(reversible, stored)
 
 
-@pytest.mark.parametrize("beta", [0.01, 0.1, 0.7])
+@pytest.mark.parametrize(
+    "beta", [0.1, *(pytest.param(b, marks=pytest.mark.slow) for b in (0.01, 0.05, 0.3, 0.5, 0.7, 0.9, 1.0))]
+)
 def test_in_exact_arithmetic_reversible_gradients_are_the_stored_ones_bit_for_bit(
     rewired: Any, beta: float
 ) -> None:
