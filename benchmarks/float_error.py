@@ -52,7 +52,7 @@ def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     return (difference / sum(float(e.double().square().sum()) for e in expected)) ** 0.5
 
 
-def measure(granularity: str, points: Sequence[tuple[float, float]] = POINTS) -> dict[str, Any]:
+def measure(granularity: str, points: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """The errors of one way to cut the demo network, as JSON takes it."""
     digits = load_split()
     images, labels = digits.test_images[:IMAGES], digits.test_labels[:IMAGES]
@@ -83,7 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.float_error")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory for the JSON")
     chosen = parser.parse_args(arguments)
-    document = {**circumstances(), "tables": [measure("segment"), measure("block")]}
+    document = {
+        **circumstances(),
+        "tables": [measure(granularity, POINTS) for granularity in ("segment", "block")],
+    }
     chosen.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1) + "\n"
     (chosen.output / "float_error.json").write_text(text, encoding="utf-8")
