@@ -189,26 +189,67 @@ def _choose_arithmetic(
     for arithmetic in ("exact", "float"):
         for chain in chains(model):
             chain.arithmetic = arithmetic
-        gradients.append(gradients_of(model, arguments))
+        gradients.append(gradient_sketches(model, arguments))
     error = distance(gradients[1], gradients[0])
     return ("float" if error <= FLOAT_GRADIENT_LIMIT else "exact"), error
 
 
-def gradients_of(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[torch.Tensor]:
-    """Gradients of a fixed random projection of the output by all parameters, in evaluation mode."""
-    with _evaluating(model), torch.enable_grad():
-        outputs = _tensors(model(*arguments[0], **arguments[1]))
-        generator = torch.Generator().manual_seed(0)
-        loss = sum(
-            (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o)).sum()
-            for o in outputs
-            if o.requires_grad
-        )
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        if not isinstance(loss, torch.Tensor):
-            return []
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [g for g in found if g is not None]
+def gradient_sketches(
+    model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]
+) -> list[torch.Tensor]:
+    """Gradients of a fixed random projection of the output, in evaluation mode, each as a short vector.
+
+    Gradients as large as the weights, twice, would be most of a conversion's memory. So each is folded and
+    let go of as soon as backward has it. Folding is linear and keeps lengths on average (a count sketch:
+    Charikar, Chen and Farach-Colton 2002), so the distance of two sketches, relative to one of them, is
+    that of the gradients to within a few per cent. Gradients that the network holds are left as they are.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    held = [p.grad for p in parameters]
+    sketches: dict[int, torch.Tensor] = {}
+
+    def fold(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        sketches[id(parameter)] = _folded(parameter.grad)
+        parameter.grad = None
+
+    handles = [p.register_post_accumulate_grad_hook(fold) for p in parameters]
+    try:
+        with _evaluating(model), torch.enable_grad():
+            for parameter in parameters:
+                parameter.grad = None
+            outputs = _tensors(model(*arguments[0], **arguments[1]))
+            generator = torch.Generator().manual_seed(0)
+            loss = sum(
+                (o * torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o)).sum()
+                for o in outputs
+                if o.requires_grad
+            )
+            if isinstance(loss, torch.Tensor):
+                loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, gradient in zip(parameters, held, strict=True):
+            parameter.grad = gradient
+    return [sketches[id(p)] for p in parameters if id(p) in sketches]
+
+
+_SKETCH = 4096
+
+
+def _folded(gradient: torch.Tensor) -> torch.Tensor:
+    """Rows of the flattened gradient, each with a sign drawn from a fixed seed, added up."""
+    flat = gradient.detach().reshape(-1)
+    rows = len(flat) // _SKETCH
+    whole, rest = flat[: rows * _SKETCH].view(rows, _SKETCH), flat[rows * _SKETCH :].float()
+    generator = torch.Generator().manual_seed(len(flat))
+    signs = torch.randint(0, 2, (rows,), generator=generator).mul_(2).sub_(1).to(flat.device, torch.float32)
+    folded = torch.zeros(_SKETCH, device=flat.device)
+    for start in range(0, rows, _SKETCH):  # a part at a time, so that low precision is not widened as a whole
+        folded += signs[start : start + _SKETCH] @ whole[start : start + _SKETCH].float()
+    folded[: len(rest)] += rest
+    return folded
 
 
 def output_tensors(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> list[torch.Tensor]:

@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revsurgeon.errors import SourceError
 from revsurgeon.sources.inputs import Input, InputSpec
 from revsurgeon.sources.source import Build, Loaded
 from revsurgeon.sources.suggestions import did_you_mean
-from revsurgeon.sources.tensors import main_dtype
+from revsurgeon.sources.tensors import main_dtype, read_safetensors
 from revsurgeon.sources.torch_hub import download_errors
 from revsurgeon.sources.weights import WeightFiles
 
@@ -115,9 +116,8 @@ class Located:
 
 
 def locate_files(files: WeightFiles, commit: str | None = None) -> Located:
-    """Return a checkpoint on the disk as timm takes it: the tensors themselves, or the path of a pickle."""
-    whole_file = files.index is None and files.pickled
-    cfg = {"file": str(files.files[0])} if whole_file else {"state_dict": files.tensors()}
+    """Return where timm finds a checkpoint on the disk; of shards it gets the tensors themselves."""
+    cfg = {"file": str(files.files[0])} if files.index is None else {"state_dict": files.tensors()}
     return Located(cfg, files.hashes, commit)
 
 
@@ -163,7 +163,7 @@ class TimmLoader:
             return _create(self.build, pretrained=True, cache_dir=self.cache_dir, **located.cfg)
 
         url = str(located.cfg.get("url"))
-        with building(entry), _loading_errors(entry), download_errors(url), _quiet():
+        with building(entry), _loading_errors(entry), download_errors(url), _quiet(), _reading_once():
             if located.foreign:
                 with seeded():
                     module = load()
@@ -213,6 +213,19 @@ def _forget_location(module: nn.Module) -> None:
     if isinstance(cfg, dict):
         for key in _LOCATIONS:
             cfg.pop(key, None)
+
+
+@contextmanager
+def _reading_once() -> Iterator[None]:
+    """Have timm read safetensors as other sources do: mapped and then aligned, they would be there twice."""
+    import safetensors.torch
+
+    original = safetensors.torch.load_file
+    setattr(safetensors.torch, "load_file", lambda file, device="cpu": read_safetensors(Path(file)))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(safetensors.torch, "load_file", original)  # noqa: B010
 
 
 @contextmanager
