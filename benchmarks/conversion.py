@@ -11,6 +11,7 @@ The images are small, so that the self-check's forwards take little of either.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -100,8 +101,7 @@ def convert(source: Path) -> dict[str, Any]:
     path = rs.convert(str(source), output=source.parent / "out", progress=progress)
     progress("Done")
     seconds = {
-        f"{name.lower()}_seconds": then - now
-        for (name, now, _), (_, then, _) in zip(phases, phases[1:], strict=False)
+        f"{name.lower()}_seconds": then - now for (name, now, _), (_, then, _) in itertools.pairwise(phases)
     }
     check = read_manifest(path).checks["self_check"]
     return {

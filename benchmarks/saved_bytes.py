@@ -1,9 +1,9 @@
 """Count what one forward keeps for its backward, in two ways that share nothing.
 
 *Saved*: every storage that autograd is asked to save, once, as `saved_tensors_hooks` shows it. Parameters and
-their views are not counted: they exist anyway. What the hooks do not see is a tensor that a function keeps
-as an attribute, such as the random states that activation checkpointing and revsurgeon keep to replay
-dropout.
+their views are not counted: they exist anyway. (So do buffers, but what backward reads of them is counted.)
+What the hooks do not see is a tensor that a function keeps as an attribute, such as the random states that
+activation checkpointing and revsurgeon keep to replay dropout.
 
 *Held*: what torch's allocator handed out during the forward and has not got back when it is over. Nothing
 that holds memory escapes this, but it also counts the output itself, and it exists on the CPU only through
