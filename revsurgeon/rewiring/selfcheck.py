@@ -7,6 +7,8 @@ recipe leaves open: the merge rule with less drift, the grid, and the arithmetic
 from __future__ import annotations
 
 import contextlib
+import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -261,11 +263,15 @@ def output_tensors(model: nn.Module, arguments: tuple[tuple[Any, ...], dict[str,
 
 
 def distance(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
-    """``||actual - expected|| / ||expected||`` over all floating tensors together."""
+    """``||actual - expected|| / ||expected||`` over all floating tensors together.
+
+    Values that overflowed are as far away as a float can say: JSON, where the result goes, has no infinity.
+    """
     pairs = [(a, e) for a, e in zip(actual, expected, strict=True) if e.is_floating_point()]
     difference = sum(float((a.double() - e.double()).square().sum()) for a, e in pairs)
     norm = sum(float(e.double().square().sum()) for _, e in pairs)
-    return (difference / norm) ** 0.5 if norm else difference**0.5
+    found = (difference / norm) ** 0.5 if norm else difference**0.5
+    return found if math.isfinite(found) else sys.float_info.max
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

@@ -34,3 +34,8 @@ def stack_with_a_nan() -> tuple[nn.Module, Inputs]:
     with torch.no_grad():
         network.blocks[1].linear.weight[0, 0] = torch.nan
     return network, inputs
+
+
+def deep_stack() -> tuple[nn.Module, Inputs]:
+    """So many residual modules that float reversal at beta = .1 overflows."""
+    return residual_stack(depth=48)

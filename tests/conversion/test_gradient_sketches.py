@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import torch
 
 import revsurgeon as rs
+from revsurgeon.artifact import read_manifest
 from revsurgeon.rewiring.selfcheck import distance, gradient_sketches
 from tests.gradients import relative_error, step
 from tests.models import seeded, timm_vit
@@ -48,3 +52,13 @@ def test_measuring_leaves_the_networks_own_gradients_alone() -> None:
     for number, (parameter, gradient) in enumerate(zip(network.parameters(), before, strict=True)):
         assert parameter.grad is gradient
         assert gradient is None or bool((gradient == number).all())
+
+
+def test_float_gradients_that_overflow_are_recorded_as_far_away_and_exact_is_taken(tmp_path: Path) -> None:
+    """Forty divisions by .1 leave nothing that a float can hold."""
+    path = rs.convert("python:tests.conversion.factories:deep_stack", output=tmp_path / "out")
+    manifest = read_manifest(path)
+    assert manifest.arithmetic == "exact"
+    assert manifest.checks["self_check"]["float_gradient_error"] > 1
+    assert distance([torch.tensor([torch.inf])], [torch.ones(1)]) == sys.float_info.max
+    assert distance([torch.tensor([torch.nan])], [torch.ones(1)]) == sys.float_info.max
