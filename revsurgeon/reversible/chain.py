@@ -21,7 +21,7 @@ from revsurgeon.reversible.arithmetic import (
     Streams,
     make_arithmetic,
 )
-from revsurgeon.reversible.step import Couple, Fork, Merge, Start, Step
+from revsurgeon.reversible.step import Couple, Fork, Merge, Start, Step, stand_in
 from revsurgeon.reversible.tape import Record, SegmentCall, Tape
 
 SMALLEST_BETA = 2.0**-BETA_BITS
@@ -92,6 +92,8 @@ class Chain:
         if run is not None and _is_same(x, run):
             run.position = self._position(path, run.position + 1)
             run.x = x
+            if run.how == "forward" and torch.is_grad_enabled():
+                self._begin_gradients(run)
             return run
         position = self._position(path, 0)
         recomputed = torch._C._current_graph_task_id() != -1  # a forward inside of a backward
@@ -132,27 +134,30 @@ class Chain:
         dtype = x.dtype
         if self.beta == 0.0:
             return Run("plain", self.alpha, x, dtype, dtype)
-        how = "forward"
-        if torch.is_grad_enabled():
-            how = "stored" if self.stored else "reversible"
         arithmetic = make_arithmetic(self.arithmetic, self.beta, self.grid_bits)
         if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             dtype = torch.float32  # streams are never kept in low precision; autocast casts for the branch
         with torch.no_grad():
             streams = arithmetic.start(x.detach())
-        run = Run(how, self.alpha, x, dtype, x.dtype, arithmetic, None, streams)
-        if how == "reversible":
-            run.tape, run.streams = Tape(arithmetic, self.name), None
-            run.tape.streams = streams
+        run = Run("forward", self.alpha, x, dtype, x.dtype, arithmetic, None, streams)
 
         def value() -> torch.Tensor:
             return fresh(arithmetic.value(streams, dtype))
 
-        if how == "forward":
-            run.x = value()
-        else:
+        if torch.is_grad_enabled():
+            self._begin_gradients(run)
             run.x, run.y = Start.apply(value, arithmetic.beta, x)
+        else:
+            run.x = value()
         return run
+
+    def _begin_gradients(self, run: Run) -> None:
+        """From here on the run has a way back: from its start, or from where `torch.no_grad()` ended."""
+        run.how, run.y = "stored", stand_in(run.x)
+        if not self.stored:
+            assert run.arithmetic is not None
+            run.how, run.tape = "reversible", Tape(run.arithmetic, self.name)
+            run.tape.streams, run.streams = run.streams, None
 
     # -- segments ----------------------------------------------------------------------------
 

@@ -449,6 +449,27 @@ def test_blocks_skipped_at_random() -> None:
         assert_reversible_equals_stored(network, inputs)
 
 
+def test_the_first_blocks_may_run_without_gradients() -> None:
+    class Half(Stack):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                x = self.blocks[1](self.blocks[0](self.stem(x)))
+            return self.head(self.blocks[3](self.blocks[2](x)))
+
+    network, inputs = seeded(
+        lambda: (Half(*(Residual(dropout=0.2) for _ in range(4))), (torch.randn(3, 5, 8),))
+    )
+    rewired(network, inputs).train()
+    assert len(rs.chains(network)[0].blocks) == 4
+    assert_reversible_equals_stored(network, inputs)
+    trained = {
+        name.split(".")[1]
+        for name, p in network.named_parameters()
+        if "blocks" in name and p.grad is not None
+    }
+    assert trained == {"2", "3"}
+
+
 def test_a_block_called_on_its_own_does_not_disturb_the_network() -> None:
     network, inputs = stack()
     expected = step(network, inputs)

@@ -95,8 +95,8 @@ def test_under_bfloat16_autocast_exact_gradients_are_the_stored_ones_bit_for_bit
         reversible = step(network, batches[0])
         stored = step(network, batches[0], inside=rs.stored_activations(network))
     if "r3d" in request.node.callspec.id:
-        # On the CPU the weight gradients of some bfloat16 3d convolutions read memory that nothing was written
-        # to: two stored runs differ, by up to 1e35. They end in the weights; all other gradients must agree.
+        # On the CPU the weight gradients of some bfloat16 3d convolutions read memory that nothing was
+        # written to: two stored runs differ, by up to 1e35. They end in the weights; the others must agree.
         for result in (reversible, stored):
             result.gradients = {n: g for n, g in result.gradients.items() if g.ndim != 5}
     assert_identical(reversible, stored)
