@@ -210,16 +210,20 @@ class Tape:
         self.streams: Streams | None = None  # the latest ones, while the chain runs
         self._end: Held | None = None
         self._cursor: tuple[int, Streams] | None = None
+        self._largest = float("inf")  # magnitude on the grid; known when the range was checked
         self._start_y: torch.Tensor | None = None
         self._checks: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         self._pass = -1  # the backward pass under way, by torch's number for it
         self._keep_graph = False
 
     def hold_end(self) -> None:
-        """Called when the chain has run: keep its last streams."""
-        if self.streams is not None:
-            self._end = Held(self.streams.x.detach(), self.streams.y.detach())
-            self.streams = None
+        """Called when the chain has run: keep its last streams, integers in four bytes where they fit."""
+        if self.streams is None:
+            return
+        x, y = self.streams.x.detach(), self.streams.y.detach()
+        if isinstance(self.arithmetic, ExactArithmetic) and self._largest < 2.0**31:
+            x, y = x.to(torch.int32), y.to(torch.int32)
+        self._end, self.streams = Held(x, y), None
 
     def advance(self, record: Record) -> torch.Tensor:
         """Run the next segment; the new x as its reader sees it."""
@@ -252,8 +256,10 @@ class Tape:
             sums = [r.checksum for r in self.records if r.checksum is not None]
             sums.append(arithmetic.checksum(self.streams.x))
             names = [f"{self.name}'s start", *(r.call.name for r in self.records)]
-            for name, checksum in zip(names, torch.stack(sums).tolist(), strict=True):
+            found = torch.stack(sums).tolist()
+            for name, checksum in zip(names, found, strict=True):
                 arithmetic.check_range(checksum, name)
+            self._largest = max(largest for _, largest in found)
 
     def streams_after(self, index: int) -> Streams:
         """The streams behind the segment `index`, rebuilt as far as needed."""
@@ -266,6 +272,8 @@ class Tape:
                         hint="Pass retain_graph=True to the first backward.",
                     )
                 held = self.streams.x, self.streams.y
+            if not held[0].is_floating_point():
+                held = held[0].to(torch.float64), held[1].to(torch.float64)
             self._cursor, self._checks = (len(self.records) - 1, Streams(*held)), []
         while self._cursor[0] > index:
             place, streams = self._cursor

@@ -50,8 +50,9 @@ class SelfCheck:
     grid_bits: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as JSON takes it."""
-        return {**asdict(self), "equal_at_1_0": list(self.equal_at_1_0)}
+        """Plain data, as JSON takes it: measured figures to two digits, which another thread count keeps."""
+        data = {**asdict(self), "equal_at_1_0": list(self.equal_at_1_0)}
+        return {name: float(f"{v:.2g}") if isinstance(v, float) else v for name, v in data.items()}
 
 
 Batches = list[tuple[int, tuple[tuple[Any, ...], dict[str, Any]], list[torch.Tensor]]]
