@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from revsurgeon.cli import options
@@ -57,6 +58,7 @@ def convert(
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
         checked = _recipe(recipe, mode)  # before torch is imported or anything is downloaded
         out.step("Starting torch")
+        give_freed_memory_back()
         import revsurgeon as rs
 
         path = rs.convert(
@@ -90,6 +92,20 @@ def convert(
             *next_steps(path, manifest),
             brief=str(path),
         )
+
+
+def give_freed_memory_back() -> None:
+    """Have glibc return large blocks to the system as soon as they are freed.
+
+    Its threshold for that grows with the blocks that a program frees. The gradients that the check makes,
+    one after the other, would then leave behind as much memory as the weights take. For other C libraries
+    there is nothing to do. (mallopt(3), M_MMAP_THRESHOLD)
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 2**20)
 
 
 def _recipe(name: str | None, mode: str | None) -> Recipe:

@@ -97,8 +97,12 @@ def test_a_value_that_json_does_not_have_is_refused_when_the_manifest_is_made(
 
 
 def test_a_chain_has_a_count_of_segments_for_each_block() -> None:
-    with pytest.raises(ValueError, match="2 blocks but 1 segment"):
-        ChainRecord(name="a", blocks=["a.0", "a.1"], segments=[2], streams=["x", "x"], outputs=[0, 0], merge="last", copy_output=False)
+    whole = {"name": "a", "blocks": ["a.0", "a.1"], "merge": "last", "copy_output": False}
+    for name in ("segments", "streams", "outputs"):
+        lists = {"segments": [2, 2], "streams": ["x", "x"], "outputs": [0, 0]}
+        ChainRecord(**whole, **lists)
+        with pytest.raises(ValueError, match=f"2 blocks but 1 entries in {name}"):
+            ChainRecord(**whole, **{**lists, name: lists[name][:1]})
 
 
 def test_the_yaml_has_one_line_a_tensor_and_the_config_as_it_is(manifest: Manifest) -> None:
