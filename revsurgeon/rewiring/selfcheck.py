@@ -52,7 +52,12 @@ class SelfCheck:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON takes it: measured figures to two digits, which another thread count keeps."""
         data = {**asdict(self), "equal_at_1_0": list(self.equal_at_1_0)}
-        return {name: float(f"{v:.2g}") if isinstance(v, float) else v for name, v in data.items()}
+        return {name: _two_digits(v) if isinstance(v, float) else v for name, v in data.items()}
+
+
+def _two_digits(value: float) -> float:
+    rounded = float(f"{value:.2g}")
+    return rounded if math.isfinite(rounded) else value
 
 
 Batches = list[tuple[int, tuple[tuple[Any, ...], dict[str, Any]], list[torch.Tensor]]]
