@@ -141,7 +141,7 @@ def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         model.eval()
         with torch.no_grad():
             model(*args, **kwargs)
-    except Exception as error:
+    except Exception as error:  # arbitrary user code ran
         raise UnsupportedModelError(
             "the network does not run on the example inputs.",
             where=f"{type(model).__name__}: {type(error).__name__}: {_shorten(str(error))}",

@@ -99,8 +99,12 @@ def test_streams_keep_the_memory_layout_that_they_had() -> None:
     for arithmetic in (ExactArithmetic(0.1), FloatArithmetic(0.1)):
         after, kept = arithmetic.couple(arithmetic.start(x), x.contiguous())
         assert arithmetic.previous_x(after, kept, x.stride()).stride() == x.stride()
+        assert arithmetic.previous_y(after, x.contiguous(), x.stride()).stride() == x.stride()
         assert arithmetic.value(after, torch.float32).stride() == x.contiguous().stride()
     assert laid_out(x, x.stride()) is x
+    other = laid_out(x, x.contiguous().stride())
+    assert other.stride() == x.contiguous().stride() != x.stride()
+    assert torch.equal(other, x)
 
 
 @given(

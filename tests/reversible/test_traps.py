@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import revsurgeon as rs
-from tests.gradients import assert_identical, assert_same_state, step
+from tests.gradients import assert_identical, assert_same_state, relative_error, step
 from tests.models import Residual, Stack, residual_stack, seeded
 
 
@@ -491,6 +491,43 @@ def test_an_output_that_is_changed_in_place_is_copied_first() -> None:
     for merge in ("last", "normalized"):
         rs.chains(network)[0].merge = merge
         assert_reversible_equals_stored(network, inputs)
+
+
+def test_a_float_chain_whose_last_stream_is_changed_in_place_still_runs_backward() -> None:
+    class InPlace(Stack):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x.relu_())
+
+    network, inputs = seeded(lambda: (InPlace(Residual(), Residual()), (torch.randn(3, 5, 8),)))
+    rewired(network, inputs, arithmetic="float", beta=1.0)
+    rs.chains(network)[0].merge = "last"  # x_N itself is what the network gets, and what the tape holds
+    reversible, stored = step(network, inputs), step(network, inputs, inside=rs.stored_activations(network))
+    assert torch.equal(reversible.output, stored.output)
+    assert relative_error(reversible.gradients, stored.gradients) < 1e-5
+
+
+@pytest.mark.parametrize("arithmetic", ["float", "exact"])
+def test_backward_lets_go_of_the_streams_while_the_loss_lives_on(arithmetic: str) -> None:
+    class Box:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+
+    network, inputs = stack(arithmetic=arithmetic, beta=0.5)
+    boxes: weakref.WeakSet[Box] = weakref.WeakSet()
+
+    def pack(tensor: torch.Tensor) -> Box:
+        boxes.add(box := Box(tensor))
+        return box
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+        loss = network(*inputs).sum()
+    assert len(boxes) > 0
+    loss.backward()
+    gc.collect()
+    assert len(boxes) == 0
+    assert loss.grad_fn is not None
 
 
 def test_an_optimizer_step_between_forward_and_backward_is_refused() -> None:
