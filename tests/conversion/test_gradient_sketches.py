@@ -9,7 +9,7 @@ import torch
 
 import revsurgeon as rs
 from revsurgeon.artifact import read_manifest
-from revsurgeon.rewiring.selfcheck import distance, gradient_sketches
+from revsurgeon.rewiring.measure import distance, gradient_sketches
 from tests.gradients import relative_error, step
 from tests.models import seeded, timm_vit
 
@@ -31,7 +31,7 @@ def test_the_distance_of_sketches_is_that_of_the_gradients() -> None:
 
 
 def test_folding_keeps_lengths_and_equality() -> None:
-    from revsurgeon.rewiring.selfcheck import _folded
+    from revsurgeon.rewiring.measure import _folded
 
     generator = torch.Generator().manual_seed(0)
     for shape in ((3,), (4096,), (5000,), (700, 600)):
