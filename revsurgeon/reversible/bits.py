@@ -2,58 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 
 def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack integers from [0, 2**bits) into bytes.
 
+    The bits are split into groups of 8, 4, 2 and 1. A group of w bits is packed 8 / w elements to a byte: the
+    first n * w / 8 elements in the lowest bits of the bytes, the next ones above them. So every operation
+    is on contiguous memory.
+
     Args:
-        values: contiguous, integer-valued, of any dtype and shape, with n elements.
+        values: contiguous, uint8 or int32, of any shape, with n elements.
         bits: from 0 to 16.
 
     Returns:
         uint8 of ceil(n / 8) * bits elements: eight values take `bits` bytes.
     """
-    flat = values.reshape(-1)
-    if bits == 0:
+    flat = _padded(values.reshape(-1))
+    parts = []
+    for width, shift in _groups(bits):
+        group = (flat >> shift if shift else flat).to(torch.uint8)
+        if width < bits:
+            group = group & (2**width - 1)
+        planes = group.view(8 // width, -1)
+        packed = planes[0].clone()
+        for place in range(1, 8 // width):
+            packed |= planes[place] << (width * place)
+        parts.append(packed)
+    if not parts:
         return flat.new_empty(0, dtype=torch.uint8)
-    if bits > 8:
-        whole = flat.to(torch.int32)
-        return torch.cat([pack_bits(whole & 0xFF, 8), pack_bits(whole >> 8, bits - 8)])
-    octets = _padded(flat.to(torch.uint8))
-    if bits == 8:
-        return octets.reshape(-1)
-    word = torch.zeros(len(octets), dtype=torch.int64, device=octets.device)
-    for place in range(8):
-        word |= octets[:, place].to(torch.int64) << (bits * place)
-    # A copy: a view of the first bytes would keep all eight.
-    packed = octets.new_empty(len(word), bits)
-    return packed.copy_(word.view(torch.uint8).view(-1, 8)[:, :bits]).view(-1)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def unpack_bits(packed: torch.Tensor, bits: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """The values that `pack_bits` packed, contiguous, in the given shape and dtype."""
-    if bits == 0:
-        return torch.zeros(shape, dtype=dtype, device=packed.device)
+def unpack_bits(packed: torch.Tensor, bits: int, shape: torch.Size) -> torch.Tensor:
+    """The values that `pack_bits` packed, contiguous, in the given shape: uint8, or int32 above 8 bits."""
+    dtype = torch.int32 if bits > 8 else torch.uint8
     count = shape.numel()
-    if bits > 8:
-        split = -(-count // 8) * 8
-        low = unpack_bits(packed[:split], 8, shape, torch.int32)
-        return (low | unpack_bits(packed[split:], bits - 8, shape, torch.int32) << 8).to(dtype)
-    if bits == 8:
-        return packed[:count].to(dtype).view(shape)
-    bytes_ = packed.view(-1, bits)
-    word = torch.zeros(len(bytes_), 8, dtype=torch.uint8, device=packed.device)
-    word[:, :bits] = bytes_
-    word = word.view(torch.int64)
-    places = torch.arange(0, 8 * bits, bits, device=packed.device)
-    return ((word >> places) & (2**bits - 1)).reshape(-1)[:count].to(dtype).view(shape)
+    padded = -(-count // 8) * 8
+    result = torch.zeros(padded, dtype=dtype, device=packed.device)
+    position = 0
+    for width, shift in _groups(bits):
+        part = packed[position : position + padded * width // 8]
+        position += len(part)
+        planes = result.view(8 // width, -1)
+        for place in range(8 // width):
+            value = (part >> (width * place) if place else part) & (2**width - 1)
+            planes[place] |= value.to(dtype) << shift
+    return result[:count].view(shape)
+
+
+def _groups(bits: int) -> Iterator[tuple[int, int]]:
+    """Width and lowest bit of every group: 7 bits are 4, 2 and 1."""
+    shift = 0
+    for width in (8, 8, 4, 2, 1):
+        if bits - shift >= width:
+            yield width, shift
+            shift += width
 
 
 def _padded(flat: torch.Tensor) -> torch.Tensor:
-    """Rows of eight, the last one filled up with zeros."""
+    """As many elements as fill whole groups of eight, zeros at the end."""
     missing = -len(flat) % 8
-    if missing:
-        flat = torch.cat([flat, flat.new_zeros(missing)])
-    return flat.view(-1, 8)
+    return torch.cat([flat, flat.new_zeros(missing)]) if missing else flat

@@ -62,10 +62,10 @@ class Step(torch.autograd.Function):
     def forward(
         ctx: Any, tape: Tape, record: Any, x: torch.Tensor, y: torch.Tensor, *inputs: torch.Tensor
     ) -> Any:
-        """Run the segment on the tape's streams; x, y and inputs are here for their gradients."""
+        """Run the segment on x and the tape's streams; y and inputs are here for their gradients."""
         ctx.set_materialize_grads(False)
         ctx.tape, ctx.index = tape, len(tape.records)
-        value = tape.advance(record)
+        value = tape.advance(record, x)
         return value, stand_in(value)
 
     @staticmethod

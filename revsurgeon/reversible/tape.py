@@ -225,11 +225,11 @@ class Tape:
             x, y = x.to(torch.int32), y.to(torch.int32)
         self._end, self.streams = Held(x, y), None
 
-    def advance(self, record: Record) -> torch.Tensor:
-        """Run the next segment; the new x as its reader sees it."""
+    def advance(self, record: Record, x: torch.Tensor) -> torch.Tensor:
+        """Run the next segment on x as its branch sees it; the new x as its reader sees it."""
         arithmetic, streams = self.arithmetic, self.streams
         assert streams is not None
-        g = record.first_run(arithmetic.value(streams, record.dtype))
+        g = record.first_run(x)
         record.checksum = arithmetic.checksum(streams.x)
         if not self.records:
             self._start_y = arithmetic.checksum(streams.y)
@@ -259,7 +259,7 @@ class Tape:
             found = torch.stack(sums).tolist()
             for name, checksum in zip(names, found, strict=True):
                 arithmetic.check_range(checksum, name)
-            self._largest = max(largest for _, largest in found)
+            self._largest = max(map(arithmetic.magnitude, found))
 
     def streams_after(self, index: int) -> Streams:
         """The streams behind the segment `index`, rebuilt as far as needed."""

@@ -94,10 +94,9 @@ def test_the_hooks_see_every_byte_of_a_float_chain():
 def test_beside_what_the_hooks_see_an_exact_chain_keeps_its_checksums():
     _, inputs = plain_vit(3)
     counted = kept(3, Strategy("exact", 0.9, 0.1, "exact"), allocator=True)
-    two_numbers = 2 * torch.float64.itemsize
-    assert (
-        held_beside_saved(counted, inputs, 2 * 5) == (6 + 1) * two_numbers
-    )  # x of each segment, y of the first
+    sum_least_and_most = 3 * torch.float64.itemsize
+    checksums = 6 + 1  # of x before each segment, and of the first y
+    assert held_beside_saved(counted, inputs, 2 * 5) == checksums * sum_least_and_most
 
 
 def test_beside_what_the_hooks_see_a_random_segment_keeps_its_random_state():
