@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from revsurgeon.recipes import Recipe, load_recipe
     from revsurgeon.reversible.coefficients import (
         chains,
+        compile_segments,
         get_coefficients,
         set_coefficients,
         stored_activations,
@@ -50,6 +51,7 @@ _HOME = {
     "Recipe": "revsurgeon.recipes",
     "load_recipe": "revsurgeon.recipes",
     "chains": "revsurgeon.reversible.coefficients",
+    "compile_segments": "revsurgeon.reversible.coefficients",
     "get_coefficients": "revsurgeon.reversible.coefficients",
     "set_coefficients": "revsurgeon.reversible.coefficients",
     "stored_activations": "revsurgeon.reversible.coefficients",
@@ -87,6 +89,7 @@ __all__ = [
     "UsageError",
     "VerificationError",
     "chains",
+    "compile_segments",
     "convert",
     "get_coefficients",
     "inspect",

@@ -41,9 +41,9 @@ class SegmentGraph:
     skip: str
     attributes: tuple[str, ...]
 
-    def compile(self) -> Callable[..., Any]:
+    def compile(self, name: str) -> Callable[..., Any]:
         """The function ``(block, x, alpha, *extras) -> G``; it looks submodules up when it runs."""
-        return compile_graph(self.graph)
+        return compile_graph(self.graph, name)
 
     @property
     def code(self) -> str:

@@ -59,6 +59,7 @@ class Chain:
         grid_bits: of exact arithmetic.
         copy_output: hand out a copy, because the network changes the chain's output in place.
         stored: backpropagate conventionally (set by `stored_activations`).
+        compile_options: of torch.compile for the segments (set by `compile_segments`); None runs them as they are.
         plan: how the coefficients are to move: arguments of `CoefficientSchedule`, as plain data.
         state: where a schedule stands, as plain data.
     """
@@ -73,6 +74,7 @@ class Chain:
     grid_bits: int = DEFAULT_GRID_BITS
     copy_output: bool = False
     stored: bool = False
+    compile_options: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     state: dict[str, Any] | None = None
     _runs: dict[int, Run] = field(default_factory=dict, repr=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -67,6 +68,25 @@ def stored_activations(model: nn.Module) -> Iterator[None]:
     finally:
         for chain, stored in zip(found, before, strict=True):
             chain.stored = stored
+
+
+def compile_segments(model: nn.Module, **options: Any) -> None:
+    """Compile the segments of all chains with torch.compile, each when it is next called.
+
+    The network around the chains is left alone (`torch.compile(model)` compiles that, and runs the chains as
+    they are). alpha is an argument of the compiled code, so a schedule that moves it compiles nothing anew.
+    Compiled code rounds otherwise than the network's own: at (1, 0) the result is near the pretrained
+    network's, no longer equal to it. Reversible and stored gradients still agree bit for bit, as both run it.
+
+    Args:
+        model: a rewired network.
+        options: of torch.compile, e.g. ``backend="inductor"``, ``mode="max-autotune-no-cudagraphs"``.
+
+    Raises:
+        UnsupportedModelError: the network was not rewired.
+    """
+    for chain in some_chains(model):
+        chain.compile_options = dict(options)
 
 
 def some_chains(model: nn.Module) -> list[Chain]:

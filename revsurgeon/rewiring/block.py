@@ -41,11 +41,25 @@ class PlannedSegment:
     branch: tuple[str, ...]
     attributes: tuple[str, ...]
     memory: SegmentMemory = field(default_factory=SegmentMemory)
+    _compiled: tuple[dict[str, Any], Callable[..., torch.Tensor]] | None = None
 
-    def bind(self, block: nn.Module, leaves: list[Any]) -> SegmentCall:
-        """The segment for one call of the live block."""
+    def bind(self, block: nn.Module, leaves: list[Any], options: dict[str, Any] | None) -> SegmentCall:
+        """The segment for one call of the live block, compiled if there are options for torch.compile."""
         extras = [leaves[i] for i in self.extras]
-        return SegmentCall(self.name, self.function, block, extras, lambda: self._uses(block), self.memory)
+        function = self.function if options is None else self._compile(options)
+        return SegmentCall(self.name, function, block, extras, lambda: self._uses(block), self.memory)
+
+    def _compile(self, options: dict[str, Any]) -> Callable[..., torch.Tensor]:
+        if self._compiled is None or self._compiled[0] != options:
+            compiled = torch.compile(self.function, **options)
+
+            def run(block: nn.Module, x: torch.Tensor, alpha: float, *extras: Any) -> torch.Tensor:
+                # A number would be compiled in, and compiled again for every step of a schedule.
+                result: torch.Tensor = compiled(block, x, torch.tensor(alpha, dtype=torch.float64), *extras)
+                return result
+
+            self._compiled = options, run
+        return self._compiled[1]
 
     def _uses(self, block: nn.Module) -> tuple[list[torch.Tensor], list[nn.Module]]:
         modules: dict[int, nn.Module] = {}
@@ -137,7 +151,7 @@ class RewiredForward:
             leaves, spec = pytree.tree_flatten((args, kwargs))
             plan = self._plan(args, kwargs, leaves, spec, x)
             for segment in plan.segments:
-                self.chain.advance(run, segment.bind(self.block, leaves))
+                self.chain.advance(run, segment.bind(self.block, leaves, self.chain.compile_options))
             result = self.chain.leave(run)
         except BaseException:
             self.chain.abandon()
@@ -217,10 +231,10 @@ class RewiredForward:
         return segment_block(trace, stream, self.output, self.granularity), trace
 
     def _compiled(self, graphs: BlockGraphs, specialised: bool, inlined: frozenset[str]) -> Plan:
-        segments = [
-            PlannedSegment(f"{self.path} (segment {i})", g.compile(), g.extras, g.branch, g.attributes)
-            for i, g in enumerate(graphs.segments)
-        ]
+        segments = []
+        for i, g in enumerate(graphs.segments):
+            name = f"{self.path} (segment {i})"
+            segments.append(PlannedSegment(name, g.compile(name), g.extras, g.branch, g.attributes))
         finish = compile_graph(graphs.finish) if graphs.finish is not None else None
         return Plan(segments, finish, graphs.finish_extras, specialised, inlined)
 
