@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from revsurgeon.reversible.coefficients import get_coefficients, some_chains
 from revsurgeon.rewiring import ChainSpec, attach, detach, rewire_with_checks
 from revsurgeon.rewiring.rewire import plan_of, specs_of_rewired
 from revsurgeon.sources import build_architecture, resolve
+from revsurgeon.sources.batch_file import read_batch
 from revsurgeon.sources.inputs import InputSpec
 
 _ORIGIN = "_revsurgeon_origin"
@@ -64,7 +65,10 @@ def convert(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     merge: str | None = None,
+    start: tuple[float, float] | Literal["auto"] | None = None,
+    max_drift: float | None = None,
     inputs: Sequence[str] | None = None,
+    real_input: str | Path | None = None,
     dtype: str | None = None,
     max_shard_size: int | str = "5GB",
     force: bool = False,
@@ -88,7 +92,10 @@ def convert(
         token: for the Hub; None takes the one that you are logged in with.
         cache_dir: where downloads are kept.
         arithmetic, granularity, include, exclude, merge: replace the recipe's.
+        start: (alpha, beta), or "auto" to search for it; replaces the recipe's.
+        max_drift: how far the output at a searched start may be from the source's; replaces the recipe's.
         inputs: ``NAME=SHAPE[:DTYPE]`` for example inputs other than the config tells.
+        real_input: an .npy or .pt file with a batch to measure on, in place of random example inputs.
         dtype: cast floating weights on the way: "float32", "float64", "float16" or "bfloat16".
         max_shard_size: bytes a weight file, as a number or as "5GB".
         force: replace an artifact that is there.
@@ -104,7 +111,14 @@ def convert(
     tell = progress or (lambda text: None)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, mode)
     chosen = _with_options(
-        chosen, arithmetic=arithmetic, granularity=granularity, include=include, exclude=exclude, merge=merge
+        chosen,
+        arithmetic=arithmetic,
+        granularity=granularity,
+        include=include,
+        exclude=exclude,
+        merge=merge,
+        start=start,
+        max_drift=max_drift,
     )
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
@@ -132,14 +146,17 @@ def convert(
     if dtype is not None:
         model = model.to(getattr(torch, dtype))
         spec = spec.with_float_dtype(dtype)
+    examples = spec.example(batch_size=2) if real_input is None else read_batch(real_input, spec)
     tell("Finding residual modules" if not verify else "Finding residual modules, rewiring and checking")
-    _, checks = rewire_with_checks(model, spec.example(batch_size=2), chosen, check=verify)
+    _, checks = rewire_with_checks(model, examples, chosen, check=verify)
     origin = Origin(
         source=found.provenance.to_dict(),
         build=dict(found.build),
         config=None if found.config is None else found.config.decode(),
         inputs=spec.to_dict(),
-        recipe=chosen,
+        recipe=chosen.starting_at(
+            *get_coefficients(model)
+        ),  # with the start that was found, so that it repeats
         checks={"self_check": checks.to_dict()} if checks else {"self_check": "not verified"},
     )
     tell(f"Writing {target}")
@@ -203,7 +220,7 @@ def load(
     for chain in attached:
         chain.set(manifest.coefficients.alpha, manifest.coefficients.beta)
         chain.arithmetic = arithmetic or manifest.arithmetic
-        chain.plan = plan_of(manifest.recipe)
+        chain.plan = plan_of(manifest.recipe, (manifest.coefficients.alpha, manifest.coefficients.beta))
         chain.state = dict(manifest.schedule_state) if manifest.schedule_state is not None else None
     into.__dict__[_ORIGIN] = Origin(
         manifest.source, manifest.build, manifest.config, manifest.inputs, manifest.recipe, manifest.checks
@@ -325,13 +342,18 @@ def _with_options(recipe: Recipe, **options: Any) -> Recipe:
     given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items() if v is not None}
     if not given:
         return recipe
+    if isinstance(given.get("start"), list):
+        given["start"] = dict(zip(("alpha", "beta"), map(float, given["start"]), strict=True))
+        given.setdefault("max_drift", None)  # the recipe's belonged to its own search
     from pydantic import ValidationError
 
     try:
         return Recipe.model_validate({**recipe.model_dump(), **given})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise UsageError(f"{first['loc'][0]}: {first['msg']}") from None
+        raise UsageError(
+            f"{first['loc'][0]}: {first['msg']}", hint=(first.get("ctx") or {}).get("hint")
+        ) from None
 
 
 __all__ = ["convert", "load", "save"]

@@ -73,8 +73,19 @@ def _checks(checks: Mapping[str, Any]) -> Iterator[str]:
         batches = " and ".join(map(str, found["equal_at_1_0"]))
         yield f"equal to the source at alpha 1, beta 0, bit for bit, on batches of {batches}"
         yield f"{found['drift']:.2g} relative distance from the source's output at the start"
+        if found.get("start") is not None:
+            yield _search(found["start"])
         if found["float_gradient_error"] is not None:
             yield f"{found['float_gradient_error']:.2g} relative error of float gradients at the start"
+
+
+def _search(found: Mapping[str, Any]) -> str:
+    """Return what was measured to find the start."""
+    measured = ", ".join(f"{rung['drift']:.2g} at beta {rung['beta']:g}" for rung in found["measured"])
+    limit = f"at most {found['max_drift']:g} was allowed"
+    if found["met"]:
+        return f"start searched for: {measured}; {limit}"
+    return f"start searched for: none is near enough ({measured}; {limit}), so the nearest was taken"
 
 
 def _bytes(path: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from revsurgeon.cli import options
 from revsurgeon.cli.options import examples
@@ -23,6 +23,7 @@ EXAMPLES = examples(
     ("With a recipe of your own", "recipes show dr2-hold > my-recipe.yaml"),
     ("(see revsurgeon recipes --help)", "convert demo --recipe my-recipe.yaml --output demo-hold"),
     ("Once more, over what was written before", "convert demo --mode dr2 --force"),
+    ("Start as near to the source as 1 %", "convert demo --start auto --max-drift 0.01 --output demo-near"),
 )
 
 
@@ -40,7 +41,10 @@ def convert(
     exclude: options.Exclude = None,
     merge: options.Merge = None,
     arithmetic: options.Arithmetic = None,
+    start: options.Start = None,
+    max_drift: options.MaxDrift = None,
     inputs: options.Inputs = None,
+    real_input: options.RealInput = None,
     dtype: options.Dtype = None,
     max_shard_size: options.MaxShardSize = "5GB",
     force: options.Force = False,
@@ -57,6 +61,7 @@ def convert(
     """
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
         checked = _recipe(recipe, mode)  # before torch is imported or anything is downloaded
+        point = _point(start)
         out.step("Starting torch")
         give_freed_memory_back()
         import revsurgeon as rs
@@ -75,7 +80,10 @@ def convert(
             include=include or None,
             exclude=exclude or None,
             merge=merge,
+            start=point,
+            max_drift=max_drift,
             inputs=inputs or None,
+            real_input=real_input,
             dtype=dtype,
             max_shard_size=max_shard_size,
             force=force,
@@ -106,6 +114,21 @@ def give_freed_memory_back() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-3, 2**20)
+
+
+def _point(text: str | None) -> tuple[float, float] | Literal["auto"] | None:
+    """Return the start point that an option names."""
+    from revsurgeon.errors import UsageError
+
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    try:
+        alpha, beta = map(float, text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--start {text!r} is neither auto nor ALPHA,BETA.", hint="As in --start 0.9,0.1"
+        ) from None
+    return alpha, beta
 
 
 def _recipe(name: str | None, mode: str | None) -> Recipe:

@@ -90,6 +90,29 @@ Merge = Annotated[
         "Overrides the recipe.",
     ),
 ]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ALPHA,BETA|auto",
+        help="Where finetuning starts. auto: the largest beta of .1, .05, .02, .01, .005 on alpha = 1 - beta "
+        "that keeps the output near the source's. Overrides the recipe.",
+    ),
+]
+MaxDrift = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="How near --start auto keeps the output, as a share of its length: 0.05 is 5 %. "
+        "Overrides the recipe.",
+    ),
+]
+RealInput = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Measure on this batch, an .npy or .pt file (tensors only), instead of random inputs.",
+    ),
+]
 Arithmetic = Annotated[
     Literal["auto", "float", "exact"] | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -124,8 +124,8 @@ def _row(name: str, recipe: Recipe) -> tuple[str, ...]:
 def path_of_coefficients(recipe: Recipe) -> str:
     """Return where (alpha, beta) starts and where it ends."""
 
-    def point(at: Coefficients) -> str:
-        return f"({at.alpha:g}, {at.beta:g})"
+    def point(at: Coefficients | Literal["auto"]) -> str:
+        return at if at == "auto" else f"({at.alpha:g}, {at.beta:g})"
 
     if recipe.end is None:
         return point(recipe.start)

@@ -53,6 +53,8 @@ def located(error: ValidationError, document: Document, file: str) -> RecipeErro
 def _mistake(details: ErrorDetails, document: Document, file: str) -> Mistake:
     context = details.get("ctx") or {}
     path: Path = details["loc"]
+    if path[:1] == ("start",) and path[1:2] in (("point",), ("auto",)):
+        path = (path[0], *path[2:])  # pydantic's name for the form of it, which is no key
     if context.get("key"):
         path = (*path, context["key"])
     key = ".".join(map(str, path))
@@ -85,6 +87,8 @@ def _words(details: ErrorDetails, context: dict[str, Any], path: Path) -> tuple[
     bounds = _bounds(kind, context, name)
     if bounds:
         return f"{name} is {value}, which is {bounds[0]}", bounds[1]
+    if path == ("start",) and isinstance(details["input"], str):
+        return f"{name} is {value}, neither auto nor a mapping", "write `auto`, or alpha and beta."
     if kind in _KINDS:
         return f"{name} is {value}, not {_KINDS[kind]}", f"write {_KINDS[kind]} there."
     if kind in ("too_short", "string_too_short"):

@@ -7,7 +7,16 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from revsurgeon.recipes.strict_yaml import dump_yaml
@@ -35,6 +44,13 @@ class Coefficients(BaseModel):
         description="Scale of the added skips, 0 to 1. 0 is the pretrained network, which cannot be "
         "reversed: in a recipe beta is at least 2**-16."
     )
+
+
+Start = Annotated[
+    Annotated[Coefficients, Tag("point")] | Annotated[Literal["auto"], Tag("auto")],
+    # A mistake in it is told about the form that was meant, not about both.
+    Discriminator(lambda value: "auto" if value == "auto" else "point"),
+]
 
 
 class Until(BaseModel):
@@ -113,7 +129,18 @@ class Recipe(BaseModel):
         description="float: no side buffers, gradients as precise as beta allows. exact: streams on an "
         "integer grid, gradients exact. auto: exact where float is worse than 1e-3 at the start.",
     )
-    start: Coefficients = Field(description="The coefficients that finetuning starts with.")
+    start: Start = Field(
+        description="The coefficients that finetuning starts with. auto: the largest beta of .1, .05, .02, "
+        ".01 and .005, with alpha = 1 - beta, at which the output drifts by no more than max_drift."
+    )
+    max_drift: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        validate_default=True,
+        description="With `start: auto`: how far the output may be from the pretrained network's, "
+        "||difference|| / ||output||. 0.05 unless said otherwise.",
+    )
     end: Coefficients | None = Field(
         default=None, description="Where the schedule ends. Without it the coefficients stay at start."
     )
@@ -142,11 +169,28 @@ class Recipe(BaseModel):
                 )
         return patterns
 
+    @field_validator("max_drift")
+    @classmethod
+    def _only_for_a_search(cls, drift: float | None, info: ValidationInfo) -> float | None:
+        if drift is not None and "start" in info.data and info.data["start"] != "auto":
+            raise _mistake(
+                "a drift is allowed for, but the start is given, not searched for",
+                hint="write `start: auto`, or remove `max_drift`.",
+            )
+        return drift
+
     @field_validator("start", "end")
     @classmethod
-    def _reversible(cls, point: Coefficients | None, info: ValidationInfo) -> Coefficients | None:
-        if point is None:
-            return None
+    def _reversible(
+        cls, point: Coefficients | Literal["auto"] | None, info: ValidationInfo
+    ) -> Coefficients | Literal["auto"] | None:
+        if point == "auto" and info.data.get("mode") == "re2":
+            raise _mistake(
+                "mode re2 is alpha 0, beta 1, so there is no start to search for",
+                hint="remove `start`, or use `mode: dr2`.",
+            )
+        if point is None or point == "auto":
+            return point
         if point.beta == 0.0:
             raise _mistake(
                 "beta is 0, and that network cannot be reversed: the inverse divides by beta",
@@ -191,6 +235,13 @@ class Recipe(BaseModel):
         return any(path_matches(p, path) for p in self.include) and not any(
             path_matches(p, path) for p in self.exclude
         )
+
+    def starting_at(self, alpha: float, beta: float) -> Recipe:
+        """The same recipe with the start that a search found; a start that was given stays."""
+        if self.start != "auto":
+            return self
+        start = Coefficients(alpha=alpha, beta=beta)
+        return self.model_copy(update={"start": start, "max_drift": None})
 
     def to_yaml(self) -> str:
         """The recipe as a file that `load_recipe` reads back as an equal recipe."""

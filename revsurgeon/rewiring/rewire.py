@@ -14,7 +14,7 @@ from revsurgeon.anatomy.probe import ExampleInputs
 from revsurgeon.errors import UnsupportedModelError
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.chain import Chain
-from revsurgeon.reversible.coefficients import chains
+from revsurgeon.reversible.coefficients import chains, get_coefficients
 from revsurgeon.rewiring.block import RewiredForward
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def rewire(
     Example:
         >>> import torch, timm
         >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2)
-        >>> model = rewire(model, example_inputs=torch.randn(2, 3, 32, 32))
+        >>> model = rewire(model, example_inputs=torch.randn(2, 3, 32, 32), recipe="dr2-hold")
         >>> [(chain.name, chain.alpha, chain.beta) for chain in chains(model)]
         [('blocks', 0.9, 0.1)]
     """
@@ -100,7 +100,8 @@ def rewire_with_checks(
 ) -> tuple[Anatomy, SelfCheck | None]:
     """`rewire`, returning what was found and what was measured; `check=False` measures nothing.
 
-    Without measurements, `merge: auto` is "normalized" and `arithmetic: auto` is "exact" below beta = 1.
+    Without measurements, `start: auto` is (.9, .1), `merge: auto` is "normalized" and `arithmetic: auto` is
+    "exact" below beta = 1.
     """
     from revsurgeon.rewiring.selfcheck import check_and_start, reference_outputs, start_unchecked
 
@@ -123,15 +124,22 @@ def rewire_with_checks(
     except BaseException:
         detach(model)
         raise
+    plan = plan_of(recipe, get_coefficients(model))
     for chain in chains(model):
-        chain.plan = plan_of(recipe)
+        chain.plan = plan
     return anatomy, found
 
 
-def plan_of(recipe: Recipe) -> dict[str, Any]:
-    """How a recipe moves the coefficients: arguments of `CoefficientSchedule`, as plain data."""
+def plan_of(recipe: Recipe, found: tuple[float, float]) -> dict[str, Any]:
+    """How a recipe moves the coefficients: arguments of `CoefficientSchedule`, as plain data.
+
+    Args:
+        recipe: validated.
+        found: (alpha, beta) to start with where the recipe has the start searched for.
+    """
     plan: dict[str, Any] = recipe.schedule.model_dump(exclude_none=True) if recipe.schedule else {}
-    plan["start"] = (recipe.start.alpha, recipe.start.beta)
+    start = recipe.starting_at(*found).start
+    plan["start"] = found if start == "auto" else (start.alpha, start.beta)
     if recipe.end is not None:
         plan["end"] = (recipe.end.alpha, recipe.end.beta)
     return plan

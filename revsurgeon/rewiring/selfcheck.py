@@ -1,14 +1,12 @@
 """What a rewired network is checked for before anyone gets it, and what is measured on the way.
 
 Equality with the original at (1, 0) on two batch sizes; that beta does something; then the choices that a
-recipe leaves open: the merge rule with less drift, the grid, and the arithmetic.
+recipe leaves open: the start, the merge rule with less drift, the grid, and the arithmetic.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +16,6 @@ from torch import nn
 from revsurgeon.anatomy.probe import ExampleInputs, as_arguments
 from revsurgeon.errors import RevsurgeonError, SourceError, VerificationError
 from revsurgeon.recipes import Recipe
-from revsurgeon.reversible.arithmetic import grid_bits_for
 from revsurgeon.reversible.coefficients import chains, set_coefficients
 from revsurgeon.rewiring.measure import (
     Arguments,
@@ -30,6 +27,7 @@ from revsurgeon.rewiring.measure import (
     same_bits,
     tensors_of,
 )
+from revsurgeon.rewiring.start import UNMEASURED, StartSearch, find_start
 
 FLOAT_GRADIENT_LIMIT = 1e-3
 """`arithmetic: auto` takes exact arithmetic where float reversal errs by more than this."""
@@ -47,6 +45,7 @@ class SelfCheck:
         arithmetic: "float" or "exact".
         float_gradient_error: of float reversal at the start point, relative to exact; None if not measured.
         grid_bits: of exact arithmetic.
+        start: what was measured to find the start; None where the recipe gives it.
     """
 
     equal_at_1_0: tuple[int, ...]
@@ -56,14 +55,24 @@ class SelfCheck:
     arithmetic: str
     float_gradient_error: float | None
     grid_bits: int
+    start: StartSearch | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON takes it: measured figures to two digits, which another thread count keeps."""
         data = {**asdict(self), "equal_at_1_0": list(self.equal_at_1_0)}
-        return {name: _two_digits(v) if isinstance(v, float) else v for name, v in data.items()}
+        del data["start"]
+        if self.start is not None:
+            data["start"] = self.start.to_dict()
+        return {name: _two_digits(v) for name, v in data.items()}
 
 
-def _two_digits(value: float) -> float:
+def _two_digits(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _two_digits(v) for name, v in value.items()}
+    if isinstance(value, list):
+        return [_two_digits(v) for v in value]
+    if not isinstance(value, float):
+        return value
     rounded = float(f"{value:.2g}")
     return rounded if math.isfinite(rounded) else value
 
@@ -119,7 +128,6 @@ def check_and_start(model: nn.Module, batches: Batches, recipe: Recipe, arithmet
     Raises:
         VerificationError: it is not equal to the original at (1, 0), or beta does nothing.
     """
-    found = chains(model)
     for size, arguments, expected in batches:
         outputs = output_tensors(model, arguments)
         for number, (output, wanted) in enumerate(zip(outputs, expected, strict=True)):
@@ -131,29 +139,18 @@ def check_and_start(model: nn.Module, batches: Batches, recipe: Recipe, arithmet
                     hint="Please report this network. Until then, exclude blocks in the recipe.",
                 )
     size, arguments, expected = batches[-1]
-    start = recipe.start
     live = _liveness(model, arguments)
-    set_coefficients(model, start.alpha, start.beta)
-    drifts = {}
-    with _largest_values(model) as largest:
-        for rule in ("normalized", "last") if recipe.merge == "auto" else (recipe.merge,):
-            for chain in found:
-                chain.merge = rule
-            drifts[rule] = distance(output_tensors(model, arguments), expected)
     if live == 0.0:
         raise VerificationError(
             "beta = 0.5 does not change what a chain returns, so the chain is not part of the network's way.",
             hint="Please report this network. Until then, exclude blocks in the recipe.",
         )
-    merge = min(drifts, key=lambda rule: drifts[rule])
-    bits = grid_bits_for(max(largest.values(), default=1.0))
-    for chain in found:
-        chain.merge, chain.grid_bits = merge, bits
+    start, search = find_start(model, arguments, expected, recipe)
     chosen, error = _choose_arithmetic(model, arguments, arithmetic, start.beta)
-    for chain in found:
+    for chain in chains(model):
         chain.arithmetic = chosen
     sizes = tuple(size for size, _, _ in batches)
-    return SelfCheck(sizes, live, drifts[merge], merge, chosen, error, bits)
+    return SelfCheck(sizes, live, start.drift, start.merge, chosen, error, start.grid_bits, search)
 
 
 def _liveness(model: nn.Module, arguments: Arguments) -> float:
@@ -185,13 +182,15 @@ def _liveness(model: nn.Module, arguments: Arguments) -> float:
 
 
 def start_unchecked(model: nn.Module, recipe: Recipe, arithmetic: str) -> None:
-    """Go to the start point without a single forward."""
-    set_coefficients(model, recipe.start.alpha, recipe.start.beta)
+    """Go to the start point without a single forward; where it should be searched for, to `UNMEASURED`."""
+    at = recipe.starting_at(*UNMEASURED).start
+    assert at != "auto"
+    set_coefficients(model, at.alpha, at.beta)
     for chain in chains(model):
         chain.merge = "normalized" if recipe.merge == "auto" else recipe.merge
         chain.arithmetic = arithmetic
         if arithmetic == "auto":
-            chain.arithmetic = "float" if recipe.start.beta == 1.0 else "exact"
+            chain.arithmetic = "float" if at.beta == 1.0 else "exact"
 
 
 def _choose_arithmetic(
@@ -208,26 +207,3 @@ def _choose_arithmetic(
         gradients.append(gradient_sketches(model, arguments))
     error = distance(gradients[1], gradients[0])
     return ("float" if error <= FLOAT_GRADIENT_LIMIT else "exact"), error
-
-
-@contextlib.contextmanager
-def _largest_values(model: nn.Module) -> Iterator[dict[str, float]]:
-    """The largest magnitude of x behind every block, while this context is open."""
-    largest: dict[str, float] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if "forward" in module.__dict__ and getattr(module.__dict__["forward"], "chain", None) is not None:
-
-            def note(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
-                top = max(
-                    (float(t.abs().max()) for t in tensors_of((args, output)) if t.is_floating_point()),
-                    default=0,
-                )
-                largest[name] = max(largest.get(name, 0.0), top)
-
-            handles.append(module.register_forward_hook(note))
-    try:
-        yield largest
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -32,7 +32,7 @@ def test_json_holds_the_manifest_and_where_it_was_written(revsurgeon, tmp_path):
     document = json.loads(result.out)
     assert document["output"] == "demo-dr2"
     assert document["bytes"] == sum(file.stat().st_size for file in (tmp_path / "demo-dr2").iterdir())
-    assert document["manifest"]["coefficients"] == {"alpha": 0.9, "beta": 0.1}
+    assert document["manifest"]["coefficients"] == {"alpha": 0.95, "beta": 0.05}
     assert sum(document["manifest"]["chains"][0]["segments"]) == 12
 
 

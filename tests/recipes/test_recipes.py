@@ -68,7 +68,7 @@ def test_re2_is_fixed_at_0_1() -> None:
 
 def test_balanced_starts_on_the_line_where_the_residual_stream_is_conserved_and_stays_on_it() -> None:
     recipe = load_recipe("dr2-balanced")
-    assert recipe.start == Coefficients(alpha=0.9, beta=0.1)
+    assert (recipe.start, recipe.max_drift) == ("auto", 0.05)
     assert recipe.end == Coefficients(alpha=0.3, beta=0.7)
     assert recipe.schedule == Schedule(policy="linear", order="simultaneous", until=Until(fraction=1.0))
 
@@ -265,6 +265,30 @@ MISTAKES = {
         "mean 'dr2'",
     ),
     "a missing start": ("name: a\nmode: dr2\n", "1 start", "is missing", "start: {alpha: 0.9, beta: 0.1}"),
+    "a misspelt auto": (
+        "name: a\nmode: dr2\nstart: atuo\n",
+        "3 start",
+        "'atuo', neither auto nor a mapping",
+        "Write `auto`",
+    ),
+    "a drift for a start that is given": (
+        VALID + "max_drift: 0.1\n",
+        "4 max_drift",
+        "not searched for",
+        "auto",
+    ),
+    "a drift of more than everything": (
+        "name: a\nmode: dr2\nstart: auto\nmax_drift: 2\n",
+        "4 max_drift",
+        "2, which is above 1",
+        "at most 1",
+    ),
+    "a search for the start of re2": (
+        "name: a\nmode: re2\nstart: auto\n",
+        "3 start",
+        "no start to search for",
+        "`mode: dr2`",
+    ),
     "a missing coefficient": (
         "name: a\nmode: dr2\nstart:\n  alpha: 0.9\n",
         "3 start.beta",
@@ -376,6 +400,15 @@ def test_an_end_without_a_schedule_gets_the_linear_one() -> None:
         }
     )
     assert recipe.schedule == Schedule()
+
+
+def test_a_start_to_search_for_becomes_the_one_that_was_found_and_a_given_one_stays() -> None:
+    balanced, hold = load_recipe("dr2-balanced"), load_recipe("dr2-hold")
+    found = balanced.starting_at(0.98, 0.02)
+    assert (found.start, found.max_drift) == (Coefficients(alpha=0.98, beta=0.02), None)
+    assert Recipe.model_validate(parse_yaml(found.to_yaml()).data) == found
+    assert Recipe.model_validate(parse_yaml(balanced.to_yaml()).data) == balanced
+    assert hold.starting_at(0.98, 0.02) == hold
 
 
 def test_mode_re2_alone_is_a_whole_recipe(tmp_path: Path) -> None:
