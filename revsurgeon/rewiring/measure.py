@@ -56,11 +56,19 @@ def gradients(
 
     Buffers that a forward in training mode moves are put back.
     """
+    return outputs_and_gradients(model, arguments, training=training, seed=seed)[1]
+
+
+def outputs_and_gradients(
+    model: nn.Module, arguments: Arguments, *, training: bool = False, seed: int = 0
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """All tensors of a forward, and the `gradients` of that same forward."""
     names = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with in_mode(model, training), _buffers_kept(model), torch.enable_grad(), _seeded(model, seed):
-        loss = projection(model(*arguments[0], **arguments[1]))
-        found = torch.autograd.grad(loss, list(names.values()), allow_unused=True)
-    return {name: g for name, g in zip(names, found, strict=True) if g is not None}
+        output = model(*arguments[0], **arguments[1])
+        found = torch.autograd.grad(projection(output), list(names.values()), allow_unused=True)
+    by_name = {name: g for name, g in zip(names, found, strict=True) if g is not None}
+    return [tensor.detach() for tensor in tensors_of(output)], by_name
 
 
 def projection(output: Any) -> torch.Tensor:

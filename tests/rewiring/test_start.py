@@ -32,7 +32,7 @@ def stack() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
 
 @functools.cache
 def drifts() -> dict[float, float]:
-    """Of the ladder's betas, with the better rule, measured from scratch on the sample that the search takes."""
+    """Of the ladder's betas, with the better rule, measured on the sample that the search takes."""
     network, (inputs,) = stack()
     with torch.no_grad():
         expected = network(inputs[:-1])
