@@ -21,8 +21,9 @@ from revsurgeon.reversible.arithmetic import (
     Streams,
     make_arithmetic,
 )
+from revsurgeon.reversible.record import Record, SegmentCall
 from revsurgeon.reversible.step import Couple, Fork, Merge, Start, Step, stand_in
-from revsurgeon.reversible.tape import Record, SegmentCall, Tape
+from revsurgeon.reversible.tape import Tape
 
 SMALLEST_BETA = 2.0**-BETA_BITS
 
@@ -57,9 +58,11 @@ class Chain:
         alpha: coefficient of the original skips, in [0, 1].
         beta: coefficient of the added ones: 0, or in [2**-16, 1].
         grid_bits: of exact arithmetic.
+        anchors: in float arithmetic, store the streams behind every so many segments (0: only the last ones).
+        chunks: run segments in so many pieces where these do not depend on one another (1: whole).
         copy_output: hand out a copy, because the network changes the chain's output in place.
         stored: backpropagate conventionally (set by `stored_activations`).
-        compile_options: of torch.compile for the segments (set by `compile_segments`); None runs them as they are.
+        compile_options: of torch.compile for the segments (set by `compile_segments`); None: not compiled.
         plan: how the coefficients are to move: arguments of `CoefficientSchedule`, as plain data.
         state: where a schedule stands, as plain data.
     """
@@ -72,6 +75,8 @@ class Chain:
     alpha: float = 1.0
     beta: float = 0.0
     grid_bits: int = DEFAULT_GRID_BITS
+    anchors: int = 0
+    chunks: int = 1
     copy_output: bool = False
     stored: bool = False
     compile_options: dict[str, Any] | None = None
@@ -158,7 +163,8 @@ class Chain:
         run.how, run.y = "stored", stand_in(run.x)
         if not self.stored:
             assert run.arithmetic is not None
-            run.how, run.tape = "reversible", Tape(run.arithmetic, self.name)
+            anchors = self.anchors if self.arithmetic == "float" else 0
+            run.how, run.tape = "reversible", Tape(run.arithmetic, self.name, anchors)
             run.tape.streams, run.streams = run.streams, None
 
     # -- segments ----------------------------------------------------------------------------
@@ -167,7 +173,7 @@ class Chain:
         """Run one segment."""
         if run.how == "plain":
             self._check_plain(run, call)
-            run.x = call.function(call.block, run.x, run.alpha, *call.extras)
+            run.x = call.function(call.block, run.x, run.alpha, *call.extras)  # whole, as the source runs it
         elif run.how == "reversible":
             self._advance_reversible(run, call)
         elif run.how == "stored":
@@ -175,7 +181,7 @@ class Chain:
         else:
             assert run.arithmetic is not None
             assert run.streams is not None
-            g = call.function(call.block, run.x, run.alpha, *call.extras)
+            g = call.run(run.x, run.alpha)
             run.streams, _ = run.arithmetic.couple(run.streams, g, keep=False)
             run.x = run.arithmetic.value(run.streams, run.dtype)
 
@@ -204,7 +210,7 @@ class Chain:
     def _advance_stored(self, run: Run, call: SegmentCall) -> None:
         assert run.arithmetic is not None
         x, y = Fork.apply(run.x, run.arithmetic.beta)
-        g = call.function(call.block, x, run.alpha, *call.extras)
+        g = call.run(x, run.alpha)
 
         def couple(g: torch.Tensor) -> torch.Tensor:
             assert run.arithmetic is not None

@@ -28,7 +28,7 @@ def stand_in(x: torch.Tensor) -> torch.Tensor:
     return x.new_zeros(()).expand(x.shape)
 
 
-def total(first: torch.Tensor | None, second: torch.Tensor | None, beta: float) -> torch.Tensor | None:
+def weighted_sum(first: torch.Tensor | None, second: torch.Tensor | None, beta: float) -> torch.Tensor | None:
     """``first + beta * second``, where either may be missing."""
     if second is None:
         return first
@@ -51,7 +51,7 @@ class Start(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         """g(x) = g(x_0) + beta * g(y_0)."""
-        grad = total(grads[0], grads[1], ctx.beta)
+        grad = weighted_sum(grads[0], grads[1], ctx.beta)
         return None, None, None if grad is None else grad.to(ctx.dtype)
 
 
@@ -83,13 +83,17 @@ class Step(torch.autograd.Function):
         tape.begin_backward()
         streams = tape.streams_after(ctx.index)
         x = tape.previous_x(ctx.index, streams)
-        g, leaves = record.run_for_gradient(tape.arithmetic.value(Streams(x, x), record.dtype))
-        tape.step_back(ctx.index, streams, x, g)
+        steps = [(ctx.index, streams, x)]
+
+        def step_back(g: torch.Tensor) -> None:
+            tape.step_back(*steps.pop(), g)
+
+        seen = tape.arithmetic.value(Streams(x, x), record.dtype)
         del streams, x
-        through_g = _gradients(g, leaves, grad_x)
+        through_g = record.differentiate(seen, grad_x, step_back)
         if ctx.index == 0:
             tape.finish()
-        return None, None, total(through_g[0], grad_y, tape.arithmetic.beta), grad_x, *through_g[1:]
+        return None, None, weighted_sum(through_g[0], grad_y, tape.arithmetic.beta), grad_x, *through_g[1:]
 
 
 class Couple(torch.autograd.Function):
@@ -132,7 +136,7 @@ class Fork(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
         """g(x_{i-1}) = G'^T g(x_i) + beta * g(y_i)."""
-        return total(grads[0], grads[1], ctx.beta), None
+        return weighted_sum(grads[0], grads[1], ctx.beta), None
 
 
 class Merge(torch.autograd.Function):
@@ -157,20 +161,3 @@ class Merge(torch.autograd.Function):
             return None, None, None, grad.to(ctx.dtype), None
         shared = grad.to(ctx.dtype) / (1.0 + ctx.beta)
         return None, None, None, shared, shared
-
-
-def _gradients(
-    g: torch.Tensor, leaves: list[torch.Tensor], grad: torch.Tensor | None
-) -> list[torch.Tensor | None]:
-    """Gradients of a segment by its leaves, parameters' own hooks left to the outer backward."""
-    if grad is None or not g.requires_grad:
-        return [None] * len(leaves)
-    # A hook on a parameter would run here, and once more when the outer graph gets to the parameter.
-    hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
-    for leaf, _ in hooks:
-        leaf._backward_hooks = None
-    try:
-        return list(torch.autograd.grad(g, leaves, grad.to(g.dtype), allow_unused=True))
-    finally:
-        for leaf, saved in hooks:
-            leaf._backward_hooks = saved

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect as python_inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ from revsurgeon.anatomy.segment import BlockGraphs, segment_block
 from revsurgeon.anatomy.trace import Trace, TraceError, trace_block
 from revsurgeon.errors import ChainBrokenError, UnsupportedModelError
 from revsurgeon.reversible.chain import Chain
-from revsurgeon.reversible.tape import SegmentCall, SegmentMemory
+from revsurgeon.reversible.chunks import Chunks
+from revsurgeon.reversible.record import SegmentCall, SegmentMemory
+from revsurgeon.rewiring.chunking import independent_dimension
 
 _SIMPLE = frozenset({bool, int, float, str, type(None)})
 
@@ -42,12 +44,21 @@ class PlannedSegment:
     attributes: tuple[str, ...]
     memory: SegmentMemory = field(default_factory=SegmentMemory)
     _compiled: tuple[dict[str, Any], Callable[..., torch.Tensor]] | None = None
+    _dimensions: dict[torch.Size, int | None] = field(default_factory=dict)
 
-    def bind(self, block: nn.Module, leaves: list[Any], options: dict[str, Any] | None) -> SegmentCall:
+    def bind(self, block: nn.Module, leaves: list[Any], options: dict[str, Any] | None = None) -> SegmentCall:
         """The segment for one call of the live block, compiled if there are options for torch.compile."""
         extras = [leaves[i] for i in self.extras]
         function = self.function if options is None else self._compile(options)
         return SegmentCall(self.name, function, block, extras, lambda: self._uses(block), self.memory)
+
+    def cut(self, call: SegmentCall, x: torch.Tensor, alpha: float, count: int) -> None:
+        """Have a call run in `count` pieces, if that is the same as running it whole."""
+        if x.shape not in self._dimensions:
+            whole = replace(call, function=self.function)
+            self._dimensions[x.shape] = independent_dimension(whole, x, alpha)
+        dimension = self._dimensions[x.shape]
+        call.chunks = None if dimension is None else Chunks(dimension, count)
 
     def _compile(self, options: dict[str, Any]) -> Callable[..., torch.Tensor]:
         if self._compiled is None or self._compiled[0] != options:
@@ -151,7 +162,10 @@ class RewiredForward:
             leaves, spec = pytree.tree_flatten((args, kwargs))
             plan = self._plan(args, kwargs, leaves, spec, x)
             for segment in plan.segments:
-                self.chain.advance(run, segment.bind(self.block, leaves, self.chain.compile_options))
+                call = segment.bind(self.block, leaves, self.chain.compile_options)
+                if self.chain.chunks > 1 and run.how != "plain":
+                    segment.cut(call, run.x, run.alpha, self.chain.chunks)
+                self.chain.advance(run, call)
             result = self.chain.leave(run)
         except BaseException:
             self.chain.abandon()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import revsurgeon as rs
 from revsurgeon.reversible.arithmetic import ExactArithmetic, FloatArithmetic, grid_bits_for, laid_out
 from revsurgeon.reversible.bits import pack_bits, unpack_bits
-from revsurgeon.reversible.tape import Held
+from revsurgeon.reversible.held import Held
 from tests.gradients import assert_identical, step
 from tests.models import residual_stack, seeded
 

@@ -1,0 +1,247 @@
+"""One run of one segment, and how to run it once more, with or without gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from revsurgeon.errors import ChainBrokenError, RevsurgeonError
+from revsurgeon.reversible.arithmetic import Streams
+from revsurgeon.reversible.chunks import Chunks
+from revsurgeon.reversible.held import Held
+from revsurgeon.reversible.replay import ChangingBuffers, Replay
+
+
+@dataclass
+class SegmentMemory:
+    """What is learned about a segment when it runs, and holds for later runs.
+
+    Attributes:
+        changing: the buffers that its forward changes.
+        checked: the parameters (by identity) for which its graph was seen to hold no others.
+    """
+
+    changing: ChangingBuffers = field(default_factory=ChangingBuffers)
+    checked: tuple[int, ...] | None = None
+
+
+@dataclass
+class SegmentCall:
+    """One segment, bound to its live block and to the arguments of one call.
+
+    Attributes:
+        name: for messages.
+        function: ``(block, x, alpha, *extras) -> G(x; alpha)``.
+        block: the live block.
+        extras: what the function reads besides the stream: tensors and constants.
+        uses: gives all parameters that it uses, each once, and all modules whose buffers it may change.
+        memory: shared by all calls of the segment.
+        chunks: how it is run piece by piece; None runs it whole.
+    """
+
+    name: str
+    function: Callable[..., torch.Tensor]
+    block: nn.Module
+    extras: list[Any]
+    uses: Callable[[], tuple[list[torch.Tensor], list[nn.Module]]]
+    memory: SegmentMemory
+    chunks: Chunks | None = None
+
+    def run(self, x: torch.Tensor, alpha: float) -> torch.Tensor:
+        """G(x; alpha) in the caller's autograd mode."""
+        function = self.function if self.chunks is None else self.chunks.piecewise(self.function)
+        return function(self.block, x, alpha, *self.extras)
+
+
+class Record:
+    """One run of one segment: what is needed to run it backwards."""
+
+    def __init__(self, call: SegmentCall, alpha: float, dtype: torch.dtype, streams: Streams) -> None:
+        self.alpha = alpha
+        self.dtype = dtype  # of x as the branch sees it
+        self.replays: list[Replay] = []  # of each piece
+        self.kept: Held | None = None
+        self.stride_x, self.stride_y = streams.x.stride(), streams.y.stride()
+        self.checksum: torch.Tensor | None = None
+        self.wants_grad = [isinstance(e, torch.Tensor) and e.requires_grad for e in call.extras]
+        self.was_leaf = [isinstance(e, torch.Tensor) and e.is_leaf for e in call.extras]
+        # Detached: a graph that led back into this chain would keep the tape alive for ever.
+        self.extras = [e.detach() if isinstance(e, torch.Tensor) else e for e in call.extras]
+        self.call = replace(call, extras=[])
+        parameters, self.modules = call.uses()
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.versions = self._versions()
+
+    def _versions(self) -> list[int]:
+        watched = [*(e for e in self.extras if isinstance(e, torch.Tensor)), *self.parameters]
+        return [-1 if t.is_inference() else t._version for t in watched]
+
+    def check_unchanged(self) -> None:
+        """Whether parameters and arguments still are what the forward used.
+
+        Raises:
+            ChainBrokenError: one was changed in place.
+        """
+        if self._versions() != self.versions:
+            raise ChainBrokenError(
+                "a parameter or an argument was changed in place between forward and backward.",
+                where=self.call.name,
+                hint="Run backward before the optimizer's step (and before anything else that writes to it).",
+            )
+
+    def first_run(self, x: torch.Tensor) -> torch.Tensor:
+        """G(x; alpha) without keeping anything for autograd.
+
+        It runs with gradients enabled all the same: some modules choose another kernel, with other bits,
+        when they are disabled (nn.MultiheadAttention, LSTMs), and the second run needs them enabled.
+        """
+        results = []
+        for piece in self._pieces(x):
+            replay = Replay()
+            self.replays.append(replay)
+            with replay.noting(self.modules, x.device, self.call.memory.changing), _kept_nowhere():
+                results.append(self._run(*self._leaves(piece)).detach())
+        return self._joined(results)
+
+    def run_again(self, x: torch.Tensor) -> torch.Tensor:
+        """The same value once more, without a graph."""
+        results = []
+        for piece, replay in zip(self._pieces(x), self.replays, strict=True):
+            with replay.again(x.device), _kept_nowhere():
+                results.append(self._run(*self._leaves(piece)).detach())
+        return self._joined(results)
+
+    def differentiate(
+        self, x: torch.Tensor, grad: torch.Tensor | None, rebuilt: Callable[[torch.Tensor], None]
+    ) -> list[torch.Tensor | None]:
+        """Run once more and backpropagate.
+
+        Args:
+            x: as the branch saw it.
+            grad: of G(x; alpha).
+            rebuilt: called with G(x; alpha), before the backpropagation if it runs whole.
+
+        Returns:
+            The gradients of x, of the arguments that need one, and of the parameters.
+        """
+        if self.call.chunks is None:
+            g, leaves = self._run_for_gradient(x, self.replays[0])
+            del x
+            rebuilt(g.detach())
+            return gradients(g, leaves, grad)
+        pieces = self._pieces(x)
+        grads = [None] * len(pieces) if grad is None else self._pieces(grad)
+        results: list[torch.Tensor] = []
+        of_x: list[torch.Tensor | None] = []
+        of_rest: list[torch.Tensor | None] = []
+        # Backwards, as autograd goes through the pieces of a stored chain, so that sums have its order.
+        for piece, piece_grad, replay in zip(pieces[::-1], grads[::-1], self.replays[::-1], strict=True):
+            g, leaves = self._run_for_gradient(piece, replay)
+            results.insert(0, g.detach())
+            found = gradients(g, leaves, piece_grad)
+            of_x.insert(0, found[0])
+            of_rest = [_sum(a, b) for a, b in zip(of_rest, found[1:], strict=True)] if of_rest else found[1:]
+        rebuilt(self._joined(results))
+        of_pieces = [piece for piece in of_x if piece is not None]
+        of_whole = self._joined(of_pieces) if len(of_pieces) == len(pieces) else None
+        return [of_whole, *of_rest]
+
+    def _pieces(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (x,) if self.call.chunks is None else self.call.chunks.split(x)
+
+    def _joined(self, pieces: list[torch.Tensor]) -> torch.Tensor:
+        return pieces[0] if self.call.chunks is None else self.call.chunks.join(pieces)
+
+    def _run_for_gradient(self, x: torch.Tensor, replay: Replay) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The same value with its graph, and the leaves to differentiate by: x, arguments, parameters."""
+        with replay.again(x.device), torch.enable_grad():
+            leaf, extras = self._leaves(x)
+            g = self._run(leaf, extras)
+        wanted = [e for e, wants in zip(extras, self.wants_grad, strict=True) if wants]
+        leaves = [leaf, *wanted, *self.parameters]
+        self._check_leaves(g, leaves)
+        return g, leaves
+
+    def _leaves(self, x: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
+        extras = [
+            e.detach().requires_grad_() if wants else e
+            for e, wants in zip(self.extras, self.wants_grad, strict=True)
+        ]
+        return x.detach().requires_grad_(), extras
+
+    def _run(self, leaf: torch.Tensor, extras: Sequence[Any]) -> torch.Tensor:
+        # Autocast shares one low-precision copy of a leaf among all its readers, and so would add their
+        # gradients in low precision. In a stored chain x is no leaf; nor is it here.
+        x = leaf.view_as(leaf)
+        seen = [
+            e.view_as(e) if wants and not was_leaf else e
+            for e, wants, was_leaf in zip(extras, self.wants_grad, self.was_leaf, strict=True)
+        ]
+        return self.call.function(self.call.block, x, self.alpha, *seen)
+
+    def _check_leaves(self, g: torch.Tensor, leaves: list[torch.Tensor]) -> None:
+        """Every tensor that the segment's graph ends in must be one whose gradient is returned.
+
+        Raises:
+            ChainBrokenError: another one is reached; its gradient would be lost without a word.
+        """
+        parameters = tuple(id(p) for p in self.parameters)
+        if self.call.memory.checked == parameters:
+            return
+        known = {id(leaf) for leaf in leaves}
+        seen, stack = set(), [g.grad_fn]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            variable = getattr(node, "variable", None)
+            if variable is not None and id(variable) not in known:
+                raise ChainBrokenError(
+                    "the segment uses a tensor that needs a gradient and is neither an argument nor a "
+                    "parameter of the modules that it calls.",
+                    where=f"{self.call.name}: a tensor of shape {tuple(variable.shape)}",
+                    hint="Make it an argument of the block or a parameter of one of its modules, or exclude "
+                    "the block in the recipe.",
+                )
+            stack += [following for following, _ in node.next_functions]
+        self.call.memory.checked = parameters
+
+
+@contextlib.contextmanager
+def _kept_nowhere() -> Iterator[None]:
+    """Run with gradients enabled, and keep no tensor for backward."""
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(lambda _: None, _never):
+        yield
+
+
+def _never(_: Any) -> torch.Tensor:
+    raise RevsurgeonError("a graph that was not kept is differentiated")
+
+
+def gradients(
+    g: torch.Tensor, leaves: list[torch.Tensor], grad: torch.Tensor | None
+) -> list[torch.Tensor | None]:
+    """Gradients of a segment by its leaves, parameters' own hooks left to the outer backward."""
+    if grad is None or not g.requires_grad:
+        return [None] * len(leaves)
+    # A hook on a parameter would run here, and once more when the outer graph gets to the parameter.
+    hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
+    for leaf, _ in hooks:
+        leaf._backward_hooks = None
+    try:
+        return list(torch.autograd.grad(g, leaves, grad.to(g.dtype), allow_unused=True))
+    finally:
+        for leaf, saved in hooks:
+            leaf._backward_hooks = saved
+
+
+def _sum(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
