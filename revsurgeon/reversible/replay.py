@@ -7,7 +7,7 @@ moves on as in a conventional step, and running statistics move once.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,10 @@ class RandomStates:
         module = _device_module(self.device)
         if module and self.accelerator is not None:
             module.set_rng_state(self.accelerator, self.device)
+
+    def digest(self) -> int:
+        """A number that differs when the states do."""
+        return hash(tuple(s.numpy().tobytes() for s in (self.cpu, self.accelerator) if s is not None))
 
     def equals(self, other: RandomStates) -> bool:
         """Whether nothing was drawn in between."""
@@ -73,20 +77,35 @@ class Replay:
 
     Attributes:
         random: the generators' states before it, or None when it drew nothing.
+        random_after: digest of the states behind it.
         autocast: (device type, enabled, dtype) for every device type that matters.
         buffers: (owner's dictionary, name, value before the run) of every buffer that it changed.
+        tensors: (owner's dictionary, name, tensor) of its parameters and of the buffers that it only read.
+        versions: of the buffers that it only read.
+        training: the flag of every module.
     """
 
     random: RandomStates | None = None
+    random_after: int = 0
     autocast: tuple[tuple[str, bool, torch.dtype], ...] = ()
     autocast_cache: bool = True
     buffers: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)
+    tensors: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)
+    versions: list[tuple[str, torch.Tensor, int]] = field(default_factory=list)
+    training: list[tuple[nn.Module, bool]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def noting(
-        self, modules: Iterable[nn.Module], device: torch.device, changing: ChangingBuffers
+        self, modules: Collection[nn.Module], device: torch.device, changing: ChangingBuffers
     ) -> Iterator[None]:
         """Run the segment for the first time inside this context."""
+        self.training = [(module, module.training) for module in modules]
+        self.tensors = [
+            (module._parameters, name, parameter)
+            for module in modules
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
         types = ("cpu",) if device.type == "cpu" else ("cpu", device.type)
         self.autocast = tuple((t, torch.is_autocast_enabled(t), torch.get_autocast_dtype(t)) for t in types)
         self.autocast_cache = torch.is_autocast_cache_enabled()
@@ -102,8 +121,9 @@ class Replay:
         ]
         copies = {key: b.clone() for _, _, b, _, key in before if known is None or key in known}
         yield
-        if not states.equals(RandomStates.now(device)):
-            self.random = states
+        after = RandomStates.now(device)
+        if not states.equals(after):
+            self.random, self.random_after = states, after.digest()
         if known is None:
             known = changing.known[flags] = {
                 key
@@ -120,12 +140,23 @@ class Replay:
                     where=name,
                     hint="Run the step again: from now on the buffer is kept.",
                 )
+            else:
+                self.tensors.append((owner, name, buffer))
+                self.versions.append((name, buffer, version))
 
     @contextlib.contextmanager
     def again(self, device: torch.device) -> Iterator[None]:
-        """Run the segment once more inside this context."""
+        """Run the segment once more inside this context.
+
+        Raises:
+            ChainBrokenError: it cannot be repeated, or did not draw the same random numbers.
+        """
+        self._check_versions()
+        # Others than the forward's: behind torch.func.functional_call, say, they are the module's own again.
+        others = [(o, n, t) for o, n, t in self.tensors if o.get(n) is not t and _in_memory(n, t)]
+        switched = [(module, flag) for module, flag in self.training if module.training is not flag]
         present: list[tuple[dict[str, Any], str, Any]] = [
-            (owner, name, owner.get(name)) for owner, name, _ in self.buffers
+            (owner, name, owner.get(name)) for owner, name, _ in (*self.buffers, *others)
         ]
         now = RandomStates.now(device) if self.random else None
         with contextlib.ExitStack() as stack:
@@ -139,9 +170,45 @@ class Replay:
                     self.random.restore()
                 for owner, name, kept in self.buffers:
                     owner[name] = kept.clone()
+                for owner, name, tensor in others:
+                    owner[name] = tensor
+                for module, flag in switched:
+                    module.training = flag
                 yield
+                if self.random and RandomStates.now(device).digest() != self.random_after:
+                    raise ChainBrokenError(
+                        "a segment drew other random numbers in the backward pass than in the forward pass.",
+                        hint="Something else drew from the global generator meanwhile: another thread, or a "
+                        "hook inside the segment that draws at times only.",
+                    )
             finally:
                 for owner, name, value in present:
                     owner[name] = value
+                for module, flag in switched:
+                    module.training = not flag
                 if now:
                     now.restore()
+
+    def _check_versions(self) -> None:
+        for name, buffer, version in self.versions:
+            if buffer._version != version:
+                raise ChainBrokenError(
+                    "a buffer was changed between forward and backward.",
+                    where=name,
+                    hint="Run backward before the next forward in training mode, or before loading weights.",
+                )
+
+
+def _in_memory(name: str, tensor: torch.Tensor) -> bool:
+    """True.
+
+    Raises:
+        ChainBrokenError: the memory of the parameter that the forward used was freed.
+    """
+    if tensor.numel() and not tensor.untyped_storage().size():
+        raise ChainBrokenError(
+            "a parameter that the forward used is no longer in memory.",
+            where=name,
+            hint="A sharded parameter is only there while its block runs: let the loss depend on the output.",
+        )
+    return True
