@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
 from revsurgeon.errors import ChainBrokenError, RevsurgeonError
 from revsurgeon.reversible.arithmetic import Streams
 from revsurgeon.reversible.chunks import Chunks
 from revsurgeon.reversible.held import Held
 from revsurgeon.reversible.replay import ChangingBuffers, Replay
+
+# What autograd ends a graph in: the node that adds up the gradient of a leaf.
+_LEAF_NODE = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
 
 
 @dataclass
@@ -23,11 +27,9 @@ class SegmentMemory:
 
     Attributes:
         changing: the buffers that its forward changes.
-        checked: the parameters (by identity) for which its graph was seen to hold no others.
     """
 
     changing: ChangingBuffers = field(default_factory=ChangingBuffers)
-    checked: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Record:
         """Whether parameters and arguments still are what the forward used.
 
         Raises:
-            ChainBrokenError: one was changed in place.
+            ChainBrokenError: one was changed in place, or frozen.
         """
         if self._versions() != self.versions:
             raise ChainBrokenError(
@@ -93,23 +95,40 @@ class Record:
                 where=self.call.name,
                 hint="Run backward before the optimizer's step (and before anything else that writes to it).",
             )
+        if not all(p.requires_grad for p in self.parameters):
+            raise ChainBrokenError(
+                "a parameter was frozen between forward and backward.",
+                where=self.call.name,
+                hint="Call requires_grad_() before the forward, or after the backward.",
+            )
 
-    def first_run(self, x: torch.Tensor) -> torch.Tensor:
+    def first_run(self, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> torch.Tensor:
         """G(x; alpha) without keeping anything for autograd.
 
         It runs with gradients enabled all the same: some modules choose another kernel, with other bits,
-        when they are disabled (nn.MultiheadAttention, LSTMs), and the second run needs them enabled.
+        when they are disabled (nn.MultiheadAttention, LSTMs), and the second run needs them enabled. And it
+        runs on what the outer graph holds: a tensor that a hook takes out of the segment then has a graph
+        that leads on, or that says it was not kept, but none that ends here and loses a gradient.
+
+        Args:
+            x: as the branch sees it, in the outer graph.
+            arguments: those of the extras that need a gradient, likewise.
         """
+        given = iter(arguments)
+        extras = [next(given) if wants else e for e, wants in zip(self.extras, self.wants_grad, strict=True)]
+        with torch.enable_grad():
+            pieces = self._pieces(x if x.requires_grad else x.detach().requires_grad_())
         results = []
-        for piece in self._pieces(x):
+        for piece in pieces:
             replay = Replay()
             self.replays.append(replay)
             with replay.noting(self.modules, x.device, self.call.memory.changing), _kept_nowhere():
-                results.append(self._run(*self._leaves(piece)).detach())
+                results.append(self._run(piece, extras).detach())
         return self._joined(results)
 
     def run_again(self, x: torch.Tensor) -> torch.Tensor:
         """The same value once more, without a graph."""
+        self.check_unchanged()
         results = []
         for piece, replay in zip(self._pieces(x), self.replays, strict=True):
             with replay.again(x.device), _kept_nowhere():
@@ -190,18 +209,13 @@ class Record:
         Raises:
             ChainBrokenError: another one is reached; its gradient would be lost without a word.
         """
-        parameters = tuple(id(p) for p in self.parameters)
-        if self.call.memory.checked == parameters:
-            return
-        known = {id(leaf) for leaf in leaves}
-        seen, stack = set(), [g.grad_fn]
+        known = {(edge.node, edge.output_nr) for edge in map(get_gradient_edge, leaves)}
+        stack = [] if g.grad_fn is None else [g.grad_fn]
+        seen = set(stack)
         while stack:
             node = stack.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            variable = getattr(node, "variable", None)
-            if variable is not None and id(variable) not in known:
+            variable = getattr(node, "variable", None) if type(node) is _LEAF_NODE else None
+            if variable is not None:
                 raise ChainBrokenError(
                     "the segment uses a tensor that needs a gradient and is neither an argument nor a "
                     "parameter of the modules that it calls.",
@@ -209,8 +223,10 @@ class Record:
                     hint="Make it an argument of the block or a parameter of one of its modules, or exclude "
                     "the block in the recipe.",
                 )
-            stack += [following for following, _ in node.next_functions]
-        self.call.memory.checked = parameters
+            for edge in node.next_functions:
+                if edge[0] is not None and edge[0] not in seen and edge not in known:
+                    seen.add(edge[0])
+                    stack.append(edge[0])
 
 
 @contextlib.contextmanager
@@ -221,7 +237,11 @@ def _kept_nowhere() -> Iterator[None]:
 
 
 def _never(_: Any) -> torch.Tensor:
-    raise RevsurgeonError("a graph that was not kept is differentiated")
+    raise RevsurgeonError(
+        "a tensor from inside a segment is differentiated (one that a hook took out, or attention weights); "
+        "a reversible chain does not keep the graph inside its segments.",
+        hint="Take the blocks' own outputs instead, or use `with revsurgeon.stored_activations(model):`.",
+    )
 
 
 def gradients(

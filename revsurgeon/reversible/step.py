@@ -65,7 +65,7 @@ class Step(torch.autograd.Function):
         """Run the segment on x and the tape's streams; y and inputs are here for their gradients."""
         ctx.set_materialize_grads(False)
         ctx.tape, ctx.index = tape, len(tape.records)
-        value = tape.advance(record, x)
+        value = tape.advance(record, x, inputs[: sum(record.wants_grad)])
         return value, stand_in(value)
 
     @staticmethod
@@ -79,20 +79,21 @@ class Step(torch.autograd.Function):
         grad_x, grad_y = grads
         tape: Tape = ctx.tape
         record = tape.records[ctx.index]
-        record.check_unchanged()
-        tape.begin_backward()
-        streams = tape.streams_after(ctx.index)
-        x = tape.previous_x(ctx.index, streams)
-        steps = [(ctx.index, streams, x)]
+        with tape.lock:
+            record.check_unchanged()
+            tape.begin_backward()
+            streams = tape.streams_after(ctx.index)
+            x = tape.previous_x(ctx.index, streams)
+            steps = [(ctx.index, streams, x)]
 
-        def step_back(g: torch.Tensor) -> None:
-            tape.step_back(*steps.pop(), g)
+            def step_back(g: torch.Tensor) -> None:
+                tape.step_back(*steps.pop(), g)
 
-        seen = tape.arithmetic.value(Streams(x, x), record.dtype)
-        del streams, x
-        through_g = record.differentiate(seen, grad_x, step_back)
-        if ctx.index == 0:
-            tape.finish()
+            seen = tape.arithmetic.value(Streams(x, x), record.dtype)
+            del streams, x
+            through_g = record.differentiate(seen, grad_x, step_back)
+            if ctx.index == 0:
+                tape.finish()
         return None, None, weighted_sum(through_g[0], grad_y, tape.arithmetic.beta), grad_x, *through_g[1:]
 
 

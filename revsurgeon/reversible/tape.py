@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
+
 import torch
 
 from revsurgeon.errors import ChainBrokenError, RevsurgeonError
@@ -30,6 +33,7 @@ class Tape:
         self._start_y: torch.Tensor | None = None
         self._checks: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         self._pass = -1  # the backward pass under way, by torch's number for it
+        self.lock = threading.RLock()  # held while one segment goes back: two threads may share a graph
         self._keep_graph = False
 
     def hold_end(self) -> None:
@@ -42,11 +46,11 @@ class Tape:
             x, y = x.to(torch.int32), y.to(torch.int32)
         self._end, self.streams = Held(x, y), None
 
-    def advance(self, record: Record, x: torch.Tensor) -> torch.Tensor:
+    def advance(self, record: Record, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> torch.Tensor:
         """Run the next segment on x as its branch sees it; the new x as its reader sees it."""
         arithmetic, streams = self.arithmetic, self.streams
         assert streams is not None
-        g = record.first_run(x)
+        g = record.first_run(x, arguments)
         record.checksum = arithmetic.checksum(streams.x)
         if not self.records:
             self._start_y = arithmetic.checksum(streams.y)
