@@ -65,6 +65,12 @@ class ChainRecord(BaseModel):
     grid_bits: Annotated[int, Field(ge=0, le=48)] = Field(
         default=20, description="Grid points per unit in exact arithmetic, as a power of two."
     )
+    anchors: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="In float arithmetic, streams are stored every so many segments; 0: at the end."
+    )
+    chunks: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Into how many pieces segments are cut whose pieces are independent."
+    )
     merge: Literal["normalized", "last"] = Field(description="What becomes of the two streams at its end.")
     copy_output: bool = Field(description="Whether its output is copied, because someone writes into it.")
 

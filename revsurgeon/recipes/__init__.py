@@ -10,6 +10,7 @@ from __future__ import annotations
 from revsurgeon.recipes.files import load_recipe, preset_names, preset_text
 from revsurgeon.recipes.schema import (
     SMALLEST_BETA,
+    Checks,
     Coefficients,
     Recipe,
     Schedule,
@@ -20,6 +21,7 @@ from revsurgeon.recipes.schema import (
 
 __all__ = [
     "SMALLEST_BETA",
+    "Checks",
     "Coefficients",
     "Recipe",
     "Schedule",

@@ -46,6 +46,17 @@ class Coefficients(BaseModel):
     )
 
 
+CheckName = Literal[
+    "integrity",
+    "provenance",
+    "equivalence",
+    "convergence",
+    "equations",
+    "reversibility",
+    "gradients",
+    "training",
+]
+
 Start = Annotated[
     Annotated[Coefficients, Tag("point")] | Annotated[Literal["auto"], Tag("auto")],
     # A mistake in it is told about the form that was meant, not about both.
@@ -94,6 +105,23 @@ class Schedule(BaseModel):
     )
 
 
+class Checks(BaseModel):
+    """How a network that is made by the recipe is verified."""
+
+    model_config = _FROZEN
+
+    rtol: float | None = Field(
+        default=None,
+        ge=0,
+        description="The relative error to allow in recovered inputs and in gradients, instead of the "
+        "derived one: 0 in exact arithmetic, 0.1 and 0.01 in float.",
+    )
+    seeds: int | None = Field(
+        default=None, ge=1, description="How many random inputs; 2 unless said otherwise."
+    )
+    skip: list[CheckName] = Field(default=[], description="Checks to leave out; the report says so.")
+
+
 class Recipe(BaseModel):
     """What to rewire, and with which coefficients and schedule."""
 
@@ -129,6 +157,20 @@ class Recipe(BaseModel):
         description="float: no side buffers, gradients as precise as beta allows. exact: streams on an "
         "integer grid, gradients exact. auto: exact where float is worse than 1e-3 at the start.",
     )
+    anchors: int | None = Field(
+        default=None,
+        ge=1,
+        description="In float arithmetic, store the streams behind every so many segments, so that their "
+        "error grows no longer than that. Without it they are stored only at the end of a chain, unless "
+        "`arithmetic: auto` finds segments that do not repeat bit for bit, and measures what they need.",
+    )
+    chunks: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Run a segment in so many pieces where these do not depend on one another (an MLP's "
+        "tokens), which lowers the peak of the backward pass. The other segments run whole.",
+    )
     start: Start = Field(
         description="The coefficients that finetuning starts with. auto: the largest beta of .1, .05, .02, "
         ".01 and .005, with alpha = 1 - beta, at which the output drifts by no more than max_drift."
@@ -148,6 +190,9 @@ class Recipe(BaseModel):
         default=None,
         validate_default=True,
         description="How to move from start to end. With an end but no schedule: linear, to the last step.",
+    )
+    checks: Checks | None = Field(
+        default=None, description="How the result is verified, where the usual way does not fit."
     )
 
     @model_validator(mode="before")

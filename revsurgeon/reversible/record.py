@@ -16,6 +16,7 @@ from revsurgeon.reversible.arithmetic import Streams
 from revsurgeon.reversible.chunks import Chunks
 from revsurgeon.reversible.held import Held
 from revsurgeon.reversible.replay import ChangingBuffers, Replay
+from revsurgeon.reversible.settings import Settings
 
 # What autograd ends a graph in: the node that adds up the gradient of a leaf.
 _LEAF_NODE = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
@@ -63,8 +64,11 @@ class SegmentCall:
 class Record:
     """One run of one segment: what is needed to run it backwards."""
 
-    def __init__(self, call: SegmentCall, alpha: float, dtype: torch.dtype, streams: Streams) -> None:
+    def __init__(
+        self, call: SegmentCall, alpha: float, dtype: torch.dtype, streams: Streams, settings: Settings
+    ) -> None:
         self.alpha = alpha
+        self.settings = settings
         self.dtype = dtype  # of x as the branch sees it
         self.replays: list[Replay] = []  # of each piece
         self.kept: Held | None = None
@@ -131,7 +135,7 @@ class Record:
         self.check_unchanged()
         results = []
         for piece, replay in zip(self._pieces(x), self.replays, strict=True):
-            with replay.again(x.device), _kept_nowhere():
+            with self.settings.again(), replay.again(x.device), _kept_nowhere():
                 results.append(self._run(*self._leaves(piece)).detach())
         return self._joined(results)
 
@@ -178,7 +182,7 @@ class Record:
 
     def _run_for_gradient(self, x: torch.Tensor, replay: Replay) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The same value with its graph, and the leaves to differentiate by: x, arguments, parameters."""
-        with replay.again(x.device), torch.enable_grad():
+        with self.settings.again(), replay.again(x.device), torch.enable_grad():
             leaf, extras = self._leaves(x)
             g = self._run(leaf, extras)
         wanted = [e for e, wants in zip(extras, self.wants_grad, strict=True) if wants]

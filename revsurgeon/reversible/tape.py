@@ -11,6 +11,7 @@ from revsurgeon.errors import ChainBrokenError, RevsurgeonError
 from revsurgeon.reversible.arithmetic import Arithmetic, ExactArithmetic, Streams
 from revsurgeon.reversible.held import Held
 from revsurgeon.reversible.record import Record, SegmentCall
+from revsurgeon.reversible.settings import Settings
 
 
 class Tape:
@@ -24,6 +25,7 @@ class Tape:
         self.arithmetic = arithmetic
         self.name = name
         self.anchor_every = anchor_every
+        self.settings = Settings.now()
         self._anchors: dict[int, Held] = {}  # streams behind a segment, by its index
         self.records: list[Record] = []
         self.streams: Streams | None = None  # the latest ones, while the chain runs

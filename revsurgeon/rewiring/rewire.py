@@ -36,6 +36,8 @@ class ChainSpec:
         merge: "normalized" or "last".
         copy_output: the network writes into the chain's output.
         grid_bits: grid points per unit in exact arithmetic, as a power of two.
+        anchors: in float arithmetic, streams are stored every so many segments; 0: at the end only.
+        chunks: into how many pieces segments are cut whose pieces are independent.
     """
 
     name: str
@@ -46,6 +48,8 @@ class ChainSpec:
     merge: str = "normalized"
     copy_output: bool = False
     grid_bits: int = 20
+    anchors: int = 0
+    chunks: int = 1
 
 
 def rewire(
@@ -114,7 +118,7 @@ def rewire_with_checks(
     if not anatomy.chains:
         raise nothing_to_rewire(type(model).__name__, anatomy)
     reference = reference_outputs(model, example_inputs) if check else []
-    attach(model, specs_of(anatomy), granularity=recipe.granularity)
+    attach(model, specs_of(anatomy, recipe), granularity=recipe.granularity)
     found = None
     try:
         if check:
@@ -145,7 +149,7 @@ def plan_of(recipe: Recipe, found: tuple[float, float]) -> dict[str, Any]:
     return plan
 
 
-def specs_of(anatomy: Anatomy) -> list[ChainSpec]:
+def specs_of(anatomy: Anatomy, recipe: Recipe) -> list[ChainSpec]:
     """The chains of an anatomy as specifications."""
     return [
         ChainSpec(
@@ -154,6 +158,8 @@ def specs_of(anatomy: Anatomy) -> list[ChainSpec]:
             streams=tuple(b.stream for b in chain.blocks),
             outputs=tuple(b.output for b in chain.blocks),
             segments=tuple(len(b.segments) for b in chain.blocks),
+            anchors=recipe.anchors or 0,
+            chunks=recipe.chunks,
             copy_output=chain.copy_output,
         )
         for chain in anatomy.chains
@@ -173,6 +179,8 @@ def specs_of_rewired(model: nn.Module) -> list[ChainSpec]:
             merge=chain.merge,
             copy_output=chain.copy_output,
             grid_bits=chain.grid_bits,
+            anchors=chain.anchors,
+            chunks=chain.chunks,
         )
         for chain in chains(model)
     ]
@@ -205,6 +213,8 @@ def attach(model: nn.Module, specs: Sequence[ChainSpec], *, granularity: str = "
             spec.segments,
             merge=spec.merge,
             grid_bits=spec.grid_bits,
+            anchors=spec.anchors,
+            chunks=spec.chunks,
             copy_output=spec.copy_output,
         )
         attached.append(chain)

@@ -7,6 +7,7 @@ recipe leaves open: the start, the merge rule with less drift, the grid, and the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ import torch
 from torch import nn
 
 from revsurgeon.anatomy.probe import ExampleInputs, as_arguments
-from revsurgeon.errors import RevsurgeonError, SourceError, VerificationError
+from revsurgeon.errors import ChainBrokenError, RevsurgeonError, SourceError, VerificationError
 from revsurgeon.recipes import Recipe
-from revsurgeon.reversible.coefficients import chains, set_coefficients
+from revsurgeon.reversible.coefficients import chains, set_coefficients, stored_activations
 from revsurgeon.rewiring.measure import (
     Arguments,
     batch_size,
@@ -45,6 +46,7 @@ class SelfCheck:
         arithmetic: "float" or "exact".
         float_gradient_error: of float reversal at the start point, relative to exact; None if not measured.
         grid_bits: of exact arithmetic.
+        anchors: in float arithmetic, every how many segments the streams are stored; 0: only at the end.
         start: what was measured to find the start; None where the recipe gives it.
     """
 
@@ -55,6 +57,7 @@ class SelfCheck:
     arithmetic: str
     float_gradient_error: float | None
     grid_bits: int
+    anchors: int
     start: StartSearch | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,6 +135,8 @@ def check_and_start(model: nn.Module, batches: Batches, recipe: Recipe, arithmet
         outputs = output_tensors(model, arguments)
         for number, (output, wanted) in enumerate(zip(outputs, expected, strict=True)):
             if not same_bits(output, wanted):
+                if not all(map(same_bits, output_tensors(model, arguments), outputs)):
+                    raise _not_repeatable(model)
                 raise VerificationError(
                     "the rewired network is not equal to the original at (alpha, beta) = (1, 0).",
                     where=f"output {number}, batch of {size}: largest difference "
@@ -146,11 +151,28 @@ def check_and_start(model: nn.Module, batches: Batches, recipe: Recipe, arithmet
             hint="Please report this network. Until then, exclude blocks in the recipe.",
         )
     start, search = find_start(model, arguments, expected, recipe)
-    chosen, error = _choose_arithmetic(model, arguments, arithmetic, start.beta)
+    chosen = _choose_arithmetic(model, arguments, arithmetic, start.beta, recipe.anchors or 0)
     for chain in chains(model):
-        chain.arithmetic = chosen
-    sizes = tuple(size for size, _, _ in batches)
-    return SelfCheck(sizes, live, start.drift, start.merge, chosen, error, start.grid_bits, search)
+        chain.arithmetic, chain.anchors = chosen.kind, chosen.anchors
+    return SelfCheck(
+        equal_at_1_0=tuple(size for size, _, _ in batches),
+        live=live,
+        drift=start.drift,
+        merge=start.merge,
+        arithmetic=chosen.kind,
+        float_gradient_error=chosen.float_gradient_error,
+        grid_bits=start.grid_bits,
+        anchors=chosen.anchors,
+        start=search,
+    )
+
+
+def _not_repeatable(model: nn.Module) -> VerificationError:
+    return VerificationError(
+        f"{type(model).__name__} does not compute the same twice from the same inputs, in evaluation mode.",
+        hint="Something in it is not deterministic, so nothing can be said about equality. Try "
+        "torch.use_deterministic_algorithms(True), or exclude the block that it is in.",
+    )
 
 
 def _liveness(model: nn.Module, arguments: Arguments) -> float:
@@ -193,17 +215,49 @@ def start_unchecked(model: nn.Module, recipe: Recipe, arithmetic: str) -> None:
             chain.arithmetic = "float" if at.beta == 1.0 else "exact"
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    kind: str
+    anchors: int
+    float_gradient_error: float | None = None
+
+
 def _choose_arithmetic(
-    model: nn.Module, arguments: Arguments, wanted: str, beta: float
-) -> tuple[str, float | None]:
+    model: nn.Module, arguments: Arguments, wanted: str, beta: float, anchors: int
+) -> _Chosen:
     if wanted != "auto":
-        return wanted, None
+        return _Chosen(wanted, anchors)
     if beta == 1.0:
-        return "float", None  # no division, so no error that grows (1e-6 on 24 segments)
-    gradients = []
-    for arithmetic in ("exact", "float"):
+        return _Chosen("float", anchors)  # no division, so no error that grows (1e-6 on 24 segments)
+
+    def gradients(arithmetic: str, anchors: int) -> list[torch.Tensor]:
         for chain in chains(model):
-            chain.arithmetic = arithmetic
-        gradients.append(gradient_sketches(model, arguments))
-    error = distance(gradients[1], gradients[0])
-    return ("float" if error <= FLOAT_GRADIENT_LIMIT else "exact"), error
+            chain.arithmetic, chain.anchors = arithmetic, anchors
+        return gradient_sketches(model, arguments)
+
+    try:
+        exact = gradients("exact", anchors)
+    except ChainBrokenError as broken:
+        return _with_anchors(model, gradients, broken)
+    error = distance(gradients("float", anchors), exact)
+    return _Chosen("float" if error <= FLOAT_GRADIENT_LIMIT else "exact", anchors, error)
+
+
+def _with_anchors(
+    model: nn.Module, gradients: Callable[[str, int], list[torch.Tensor]], broken: ChainBrokenError
+) -> _Chosen:
+    """Float arithmetic for segments that do not repeat bit for bit, with as few stored streams as will do.
+
+    Raises:
+        ChainBrokenError: not even streams stored behind every segment are enough.
+    """
+    with stored_activations(model):
+        expected = gradients("float", 0)
+    anchors = max(sum(chain.segments) for chain in chains(model))
+    while True:
+        error = distance(gradients("float", anchors), expected)
+        if error <= FLOAT_GRADIENT_LIMIT:
+            return _Chosen("float", anchors, error)
+        if anchors == 1:
+            raise broken
+        anchors = (anchors + 1) // 2

@@ -104,7 +104,7 @@ def _measure(
 ) -> Rung:
     set_coefficients(model, alpha, beta)
     drifts = {}
-    with _largest_values(model) as largest:
+    with largest_values(model) as largest:
         for rule in ("normalized", "last") if recipe.merge == "auto" else (recipe.merge,):
             for chain in chains(model):
                 chain.merge = rule
@@ -121,7 +121,7 @@ def _go_to(model: nn.Module, rung: Rung) -> Rung:
 
 
 @contextlib.contextmanager
-def _largest_values(model: nn.Module) -> Iterator[dict[str, float]]:
+def largest_values(model: nn.Module) -> Iterator[dict[str, float]]:
     """The largest magnitude of x behind every block, while this context is open."""
     largest: dict[str, float] = {}
     handles = []

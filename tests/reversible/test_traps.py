@@ -664,3 +664,41 @@ def test_parents_see_the_blocks_as_they_were() -> None:
 def test_buffers_and_random_state_after_float_steps_are_the_stored_ones() -> None:
     network, inputs = stack(arithmetic="float", beta=0.7)
     assert_same_state(step(network, inputs), step(network, inputs, inside=rs.stored_activations(network)))
+
+
+class SettingsBlock(nn.Module):
+    """Its kernel is chosen by a global setting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = PrecisionScale()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.branch(x)
+
+
+class PrecisionScale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) * (1.0 if torch.get_float32_matmul_precision() == "highest" else 1.001)
+
+
+def test_a_segment_is_rebuilt_under_the_global_settings_of_its_forward():
+    torch.manual_seed(0)
+    network = Stack(*(SettingsBlock() for _ in range(3)))
+    inputs = torch.randn(2, 5, 8)
+    rs.rewire(network, example_inputs=inputs, arithmetic="exact", recipe="dr2-hold").train()
+    parameters = list(network.parameters())
+    before = torch.get_float32_matmul_precision()
+    expected = torch.autograd.grad(network(inputs).square().sum(), parameters)
+    loss = network(inputs).square().sum()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = torch.autograd.grad(loss, parameters)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert all(map(torch.equal, found, expected))
