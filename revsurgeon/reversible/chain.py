@@ -8,10 +8,13 @@ lives on the chain, one for each thread, because nothing else passes between two
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from revsurgeon.errors import ChainBrokenError, RevsurgeonError
 from revsurgeon.reversible.arithmetic import (
@@ -83,9 +86,11 @@ class Chain:
     plan: dict[str, Any] | None = None
     state: dict[str, Any] | None = None
     _runs: dict[int, Run] = field(default_factory=dict, repr=False)
+    # What the last block returned in a run that another one began upon, by thread.
+    _cut: dict[int, Callable[[], torch.Tensor | None]] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_runs": {}}  # a run belongs to one forward of one network
+        return {**self.__dict__, "_runs": {}, "_cut": {}}  # a run belongs to one forward of one network
 
     # -- life cycle --------------------------------------------------------------------------
 
@@ -95,28 +100,39 @@ class Chain:
         Raises:
             ChainBrokenError: x is not what the block before returned.
         """
-        run = self._runs.get(threading.get_ident())
+        thread = threading.get_ident()
+        run = self._runs.get(thread)
         if run is not None and _is_same(x, run):
             run.position = self._position(path, run.position + 1)
-            run.x = x
             if run.how == "forward" and torch.is_grad_enabled():
+                if x.grad_fn is not None:  # a reentrant checkpoint gave x a graph, which y does not have
+                    raise self._broken(path)
                 self._begin_gradients(run)
+            if run.y is not None and x.grad_fn is None and run.x.grad_fn is not None:
+                run.y = run.y.detach()  # x was detached between the blocks, and y with it
+            run.x = x
             return run
         position = self._position(path, 0)
         recomputed = torch._C._current_graph_task_id() != -1  # a forward inside of a backward
-        if position > 0 and (recomputed or (run is not None and run.position < position)):
-            self.abandon()
-            raise ChainBrokenError(
-                f"block {path!r} was not handed what the block before it returned.",
-                where=f"chain {self.name!r}, from {self.blocks[0]!r} to {self.blocks[-1]!r}",
-                hint="Activation checkpointing of the blocks, a hook that replaces an output, or code that "
-                "changes x between two blocks breaks the chain. Take it away (a reversible chain needs no "
-                "checkpointing), or exclude the block in the recipe.",
-            )
+        cut = self._cut.get(thread, _nothing)()
+        if position > 0 and (recomputed or x is cut or (run is not None and run.position < position)):
+            raise self._broken(path)
+        if run is not None and run.how != "plain":
+            self._cut[thread] = weakref.ref(run.x)
         run = self._begin(x)
         run.position = position
-        self._runs[threading.get_ident()] = run
+        self._runs[thread] = run
         return run
+
+    def _broken(self, path: str) -> ChainBrokenError:
+        self.abandon()
+        return ChainBrokenError(
+            f"block {path!r} was not handed what the block before it returned.",
+            where=f"chain {self.name!r}, from {self.blocks[0]!r} to {self.blocks[-1]!r}",
+            hint="Activation checkpointing of the blocks, a hook that replaces an output, a second forward "
+            "before the first one is through, or code that changes x between two blocks breaks the chain. "
+            "Take it away (a reversible chain needs no checkpointing), or exclude the block in the recipe.",
+        )
 
     def leave(self, run: Run) -> torch.Tensor:
         """A block is done: x for the next one, or the chain's output behind the last one."""
@@ -141,6 +157,7 @@ class Chain:
         dtype = x.dtype
         if self.beta == 0.0:
             return Run("plain", self.alpha, x, dtype, dtype)
+        _refuse_transforms()
         arithmetic = make_arithmetic(self.arithmetic, self.beta, self.grid_bits)
         if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             dtype = torch.float32  # streams are never kept in low precision; autocast casts for the branch
@@ -264,6 +281,24 @@ def _check(name: str, value: float, smallest: float) -> None:
             f"{name} = {value} is out of range.",
             hint=f"{name} must be 0 or from {smallest:g} to 1.",
         )
+
+
+def _refuse_transforms() -> None:
+    """Refuse the transforms of torch.func that lose derivatives, or end in an error about internals."""
+    if forward_ad._current_level >= 0:
+        what = "forward-mode differentiation (jvp)"
+    elif torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is not None:
+        what = "torch.func (grad, vjp, vmap, ...)"
+    else:
+        return
+    raise RevsurgeonError(
+        f"{what} does not go through a reversible chain.",
+        hint="Use torch.autograd, which does. torch.vmap works inside torch.no_grad().",
+    )
+
+
+def _nothing() -> None:
+    """In place of a weak reference."""
 
 
 def _is_same(x: torch.Tensor, run: Run) -> bool:
