@@ -17,6 +17,7 @@ from revsurgeon.reversible.chunks import Chunks
 from revsurgeon.reversible.held import Held
 from revsurgeon.reversible.replay import ChangingBuffers, Replay
 from revsurgeon.reversible.settings import Settings
+from revsurgeon.reversible.sharding import gathered
 
 # What autograd ends a graph in: the node that adds up the gradient of a leaf.
 _LEAF_NODE = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
@@ -135,7 +136,7 @@ class Record:
         self.check_unchanged()
         results = []
         for piece, replay in zip(self._pieces(x), self.replays, strict=True):
-            with self.settings.again(), replay.again(x.device), _kept_nowhere():
+            with gathered(self.call.block), self.settings.again(), replay.again(x.device), _kept_nowhere():
                 results.append(self._run(*self._leaves(piece)).detach())
         return self._joined(results)
 
