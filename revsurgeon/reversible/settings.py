@@ -33,6 +33,7 @@ _ATTENTION: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
 class Settings:
     """torch's global settings that choose kernels. Others than at the first run would give other bits."""
 
+    precision: str | None
     flags: tuple[Any, ...]
     attention: tuple[bool, ...]
     deterministic: tuple[bool, bool]
@@ -41,6 +42,7 @@ class Settings:
     def now(cls) -> Settings:
         """As they are at this moment."""
         return cls(
+            _matmul_precision(),
             tuple(getattr(owner, name) for owner, name in _FLAGS),
             tuple(enabled() for enabled, _ in _ATTENTION),
             (
@@ -63,6 +65,8 @@ class Settings:
             present._set()
 
     def _set(self) -> None:
+        if self.precision is not None:
+            torch.set_float32_matmul_precision(self.precision)
         for (owner, name), value in zip(_FLAGS, self.flags, strict=True):
             if getattr(owner, name) != value:
                 setattr(owner, name, value)
@@ -70,3 +74,11 @@ class Settings:
             enable(value)
         enabled, warn_only = self.deterministic
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+def _matmul_precision() -> str | None:
+    """What `torch.set_float32_matmul_precision` was told; None where the newer flags are used instead."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
