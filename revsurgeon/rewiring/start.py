@@ -130,7 +130,11 @@ def largest_values(model: nn.Module) -> Iterator[dict[str, float]]:
 
             def note(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
                 top = max(
-                    (float(t.abs().max()) for t in tensors_of((args, output)) if t.is_floating_point()),
+                    (
+                        float(t.detach().abs().max())
+                        for t in tensors_of((args, output))
+                        if t.is_floating_point()
+                    ),
                     default=0,
                 )
                 largest[name] = max(largest.get(name, 0.0), top)
