@@ -30,6 +30,7 @@ from revsurgeon.errors import (
 
 if TYPE_CHECKING:
     from revsurgeon.anatomy import Anatomy, inspect
+    from revsurgeon.checks import Report, verify
     from revsurgeon.conversion import convert, load, save
     from revsurgeon.recipes import Recipe, load_recipe
     from revsurgeon.reversible.coefficients import (
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Anatomy": "revsurgeon.anatomy",
     "inspect": "revsurgeon.anatomy",
+    "Report": "revsurgeon.checks",
+    "verify": "revsurgeon.checks",
     "convert": "revsurgeon.conversion",
     "load": "revsurgeon.conversion",
     "save": "revsurgeon.conversion",
@@ -83,6 +86,7 @@ __all__ = [
     "HubError",
     "Recipe",
     "RecipeError",
+    "Report",
     "RevsurgeonError",
     "SourceError",
     "UnsupportedModelError",
@@ -99,4 +103,5 @@ __all__ = [
     "save",
     "set_coefficients",
     "stored_activations",
+    "verify",
 ]

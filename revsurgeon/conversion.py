@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import nn
 from revsurgeon.artifact import (
     ChainRecord,
     Manifest,
+    TensorRecord,
     byte_limit,
     check_output,
     model_card,
@@ -21,8 +22,11 @@ from revsurgeon.artifact import (
     read_tensors,
     write_artifact,
 )
+from revsurgeon.artifact.read import are_changed
+from revsurgeon.checks.seal import RECORD, seal_of_structure
 from revsurgeon.errors import ArtifactError, RevsurgeonError, UsageError
 from revsurgeon.recipes import Coefficients, Recipe, load_recipe
+from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.coefficients import get_coefficients, some_chains
 from revsurgeon.rewiring import ChainSpec, attach, detach, rewire_with_checks
 from revsurgeon.rewiring.rewire import plan_of, specs_of_rewired
@@ -35,6 +39,8 @@ _ORIGIN = "_revsurgeon_origin"
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
+NOT_VERIFIED = "not verified"
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -46,6 +52,8 @@ class Origin:
     inputs: Mapping[str, Any]
     recipe: Recipe
     checks: Mapping[str, Any]
+    tensors: Mapping[str, TensorRecord] = field(default_factory=dict)
+    """What the weights were when they were loaded; `save` tells by it whether they were changed."""
 
 
 def convert(
@@ -99,7 +107,8 @@ def convert(
         dtype: cast floating weights on the way: "float32", "float64", "float16" or "bfloat16".
         max_shard_size: bytes a weight file, as a number or as "5GB".
         force: replace an artifact that is there.
-        verify: check the network before it is written; False leaves "not verified" in the manifest.
+        verify: check the network before it is written, with the quick part of `revsurgeon.verify`, and write
+            nothing if it fails; False leaves "not verified" in the manifest.
         progress: is told what happens next, in words.
 
     Returns:
@@ -157,8 +166,16 @@ def convert(
         recipe=chosen.starting_at(
             *get_coefficients(model)
         ),  # with the start that was found, so that it repeats
-        checks={"self_check": checks.to_dict()} if checks else {"self_check": "not verified"},
+        checks={"self_check": checks.to_dict()} if checks else {"self_check": NOT_VERIFIED},
     )
+    if verify:
+        from revsurgeon.checks.quick import check_before_writing
+
+        tell("Checking what was made")
+        found_good = check_before_writing(model, examples)
+        origin = replace(origin, checks={**origin.checks, RECORD: found_good})
+    else:
+        origin = replace(origin, checks={**origin.checks, RECORD: NOT_VERIFIED})
     tell(f"Writing {target}")
     return _write(model, origin, target, force=force, max_shard_size=max_shard_size)
 
@@ -209,7 +226,7 @@ def load(
             build, config, allow_python=allow_python, trust_remote_code=trust_remote_code
         )
     attached = attach(
-        into, [_spec(chain) for chain in manifest.chains], granularity=manifest.recipe.granularity
+        into, [spec_of(chain) for chain in manifest.chains], granularity=manifest.recipe.granularity
     )
     try:
         _check_fit(into, tensors)
@@ -218,12 +235,16 @@ def load(
         detach(into)
         raise
     for chain in attached:
-        chain.set(manifest.coefficients.alpha, manifest.coefficients.beta)
+        set_as_recorded(chain, manifest)
         chain.arithmetic = arithmetic or manifest.arithmetic
-        chain.plan = plan_of(manifest.recipe, (manifest.coefficients.alpha, manifest.coefficients.beta))
-        chain.state = dict(manifest.schedule_state) if manifest.schedule_state is not None else None
     into.__dict__[_ORIGIN] = Origin(
-        manifest.source, manifest.build, manifest.config, manifest.inputs, manifest.recipe, manifest.checks
+        manifest.source,
+        manifest.build,
+        manifest.config,
+        manifest.inputs,
+        manifest.recipe,
+        manifest.checks,
+        manifest.tensors,
     )
     return into.eval().to(device)
 
@@ -247,10 +268,29 @@ def save(
         ArtifactError: the output cannot be written.
     """
     check_output(path, force=force)
-    origin = model.__dict__.get(_ORIGIN)
+    origin = origin_of(model)
     if origin is None:
         origin = _origin_of_rewired(model)
+    elif are_changed(model.state_dict(), origin.tensors):
+        # What was checked, and what the weights came from, holds of other weights.
+        changed = {RECORD: f"{NOT_VERIFIED} since the weights were changed"}
+        origin = replace(origin, source={**origin.source, "finetuned": True}, checks=changed)
     return _write(model, origin, Path(path), force=force, max_shard_size=max_shard_size)
+
+
+def set_as_recorded(chain: Chain, manifest: Manifest) -> None:
+    """Put a freshly attached chain where a manifest says that it was."""
+    now = manifest.coefficients
+    chain.set(now.alpha, now.beta)
+    chain.arithmetic = manifest.arithmetic
+    chain.plan = plan_of(manifest.recipe, (now.alpha, now.beta))
+    chain.state = dict(manifest.schedule_state) if manifest.schedule_state is not None else None
+
+
+def origin_of(model: nn.Module) -> Origin | None:
+    """Where a network came from that `load` returned; None for any other."""
+    origin: Origin | None = model.__dict__.get(_ORIGIN)
+    return origin
 
 
 def _check_fit(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -316,6 +356,7 @@ def _write(model: nn.Module, origin: Origin, target: Path, *, force: bool, max_s
         schedule_state=chains[0].state,
         checks=dict(origin.checks),
     )
+    manifest = _sealed(manifest)
     return write_artifact(
         target,
         model.state_dict(),
@@ -327,12 +368,26 @@ def _write(model: nn.Module, origin: Origin, target: Path, *, force: bool, max_s
     )
 
 
+def _sealed(manifest: Manifest) -> Manifest:
+    """Note in the record of a check what it was of; a record that was of something else is dropped."""
+    record = manifest.checks.get(RECORD)
+    if not isinstance(record, dict):
+        return manifest
+    now = seal_of_structure(manifest)
+    if record.get("of", now) != now:
+        record = f"{NOT_VERIFIED} since the coefficients or the chains were changed"
+    else:
+        record = {**record, "of": now}
+    return manifest.model_copy(update={"checks": {**manifest.checks, RECORD: record}})
+
+
 def _record(spec: ChainSpec) -> ChainRecord:
     data = asdict(spec)
     return ChainRecord.model_validate({k: list(v) if isinstance(v, tuple) else v for k, v in data.items()})
 
 
-def _spec(record: ChainRecord) -> ChainSpec:
+def spec_of(record: ChainRecord) -> ChainSpec:
+    """A manifest's record of a chain, as what a network is rewired by."""
     fields = record.model_dump().items()
     data: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields}
     return ChainSpec(**data)

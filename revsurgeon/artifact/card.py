@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from revsurgeon.artifact.manifest import Manifest
 from revsurgeon.recipes.strict_yaml import dump_yaml
+
+_HEADING = "## Checks"
+_SECTION = re.compile(rf"^{_HEADING}$.*?(?=\n## |\Z)", re.MULTILINE | re.DOTALL)
+
+_ABOUT = ("extent", "revsurgeon", "torch", "device", "dtype")
+"""What a record of a verification says about itself."""
 
 _CITATIONS = """\
 - Chen Zhao, Shuming Liu, Karttikeya Mangalam, Bernard Ghanem. *Re2TAL: Rewiring Pretrained Video
@@ -31,10 +38,21 @@ def model_card(manifest: Manifest, name: str) -> str:
         _plain_loading(manifest),
         f"## Recipe\n\n{_fenced(manifest.recipe.to_yaml(), 'yaml')}",
         f"## Provenance\n\n{_table(('', ''), _provenance(manifest))}",
-        f"## Checks\n\n{_checks(manifest)}",
+        _checks_section(manifest),
         f"## Sources of the method\n\n{_CITATIONS}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def with_checks(card: str, manifest: Manifest) -> str:
+    """A card, perhaps edited by someone, with its section of checks replaced by the manifest's; or added."""
+    section = _checks_section(manifest)
+    replaced, count = _SECTION.subn(lambda _: f"{section}\n", card, count=1)
+    return replaced if count else f"{card.rstrip()}\n\n{section}\n"
+
+
+def _checks_section(manifest: Manifest) -> str:
+    return f"{_HEADING}\n\n{_checks(manifest)}"
 
 
 def _front_matter(manifest: Manifest) -> dict[str, Any]:
@@ -86,11 +104,29 @@ def _checks(manifest: Manifest) -> str:
         return "None were run at conversion."
     rows = []
     for name, value in manifest.checks.items():
+        if isinstance(value, dict) and isinstance(value.get("checks"), dict):
+            rows += _verified(value)
+            continue
         figures = dict(value) if isinstance(value, dict) else {"value": value}
         passed = figures.pop("passed", None)
         result = {True: "passed", False: "**failed**"}.get(passed, "") if isinstance(passed, bool) else ""
         rows.append((_line(name), result, _cell(figures)))
     return _table(("check", "result", "figures"), rows)
+
+
+def _verified(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """A row for each check of a verification, and one for the whole."""
+    rows = []
+    for name, found in record["checks"].items():
+        told = found if isinstance(found, dict) else {"verdict": found}
+        figures = {key: value for key, value in told.items() if key != "verdict" and value is not None}
+        rows.append((_line(name), _verdict(told.get("verdict")), _cell(figures)))
+    about = {key: record[key] for key in _ABOUT if record.get(key) is not None}
+    return [*rows, ("all", _verdict("passed" if record.get("passed") else "failed"), _cell(about))]
+
+
+def _verdict(verdict: object) -> str:
+    return "**failed**" if verdict == "failed" else _line(str(verdict))
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

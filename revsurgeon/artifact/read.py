@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revsurgeon.artifact.header import Header, read_header
-from revsurgeon.artifact.manifest import Manifest
+from revsurgeon.artifact.manifest import Manifest, TensorRecord
 from revsurgeon.artifact.names import INDEX, MANIFEST, WEIGHTS
 from revsurgeon.artifact.plain_json import MAX_BYTES, parse_json
 from revsurgeon.artifact.staging import is_leftover
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _KEY = "revsurgeon"
 _SHARD = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
 _SLACK = 1 << 16
+_HELD_AT_ONCE = 64 << 20  # bytes of a file that stay mapped while its tensors are gone through
 _AGAIN = "Copy or download the artifact again, or convert the source again."
 
 
@@ -59,30 +61,80 @@ def read_tensors(path: Path | str, manifest: Manifest) -> dict[str, torch.Tensor
     Raises:
         ArtifactError: a file is missing or malformed, or names, dtypes and shapes are not the manifest's.
     """
+    files = _checked_files(Path(path), manifest)
+    tensors: dict[str, torch.Tensor] = {}
+    for file, names in files.items():
+        with _opened(file) as opened:
+            tensors |= {name: opened.get_tensor(name) for name in names}
+    return {name: tensors[name] for name in manifest.tensors}
+
+
+def each_tensor(path: Path | str, manifest: Manifest) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights one after the other, by name; pages of the files that were read are let go of on the way.
+
+    Args:
+        path: as for `read_manifest`.
+        manifest: what `read_manifest` returned for it.
+
+    Raises:
+        ArtifactError: as `read_tensors` does, before the first one is handed out.
+    """
+    for file, names in _checked_files(Path(path), manifest).items():
+        done = 0
+        while done < len(names):
+            held = 0
+            with _opened(file) as opened:
+                while done < len(names) and held < _HELD_AT_ONCE:
+                    tensor = opened.get_tensor(names[done])
+                    held += tensor.nbytes
+                    yield names[done], tensor
+                    done += 1
+                del tensor
+
+
+def locate_tensors(path: Path | str, manifest: Manifest) -> dict[str, Path]:
+    """The file of every tensor.
+
+    Raises:
+        ArtifactError: as `read_tensors` does.
+    """
+    files = _checked_files(Path(path), manifest)
+    return {name: file for file, names in files.items() for name in names}
+
+
+def _checked_files(path: Path, manifest: Manifest) -> dict[Path, list[str]]:
+    """The weight files with their tensors, once their headers, the index and the manifest agree."""
+    files = _weight_files(path)
+    headers = {file: read_header(file) for file in files}
+    _agree(headers, files, manifest, path)
+    return {file: list(header.tensors) for file, header in headers.items()}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
-    files = _weight_files(Path(path))
-    headers = {file: read_header(file) for file in files}
-    _agree(headers, files, manifest, Path(path))
-    tensors: dict[str, torch.Tensor] = {}
-    for file, header in headers.items():
-        try:
-            with safe_open(str(file), framework="pt", device="cpu") as opened:
-                tensors |= {name: opened.get_tensor(name) for name in header.tensors}
-        except (OSError, SafetensorError) as error:
-            raise ArtifactError(
-                f"The weights cannot be read: {error}.", where=str(file), hint=_AGAIN
-            ) from None
-    return {name: tensors[name] for name in manifest.tensors}
+    try:
+        with safe_open(str(file), framework="pt", device="cpu") as opened:
+            yield opened
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"The weights cannot be read: {error}.", where=str(file), hint=_AGAIN) from None
 
 
 def changed_tensors(tensors: Mapping[str, torch.Tensor], manifest: Manifest) -> list[str]:
     """The names whose bytes are not those that the manifest has the hash of; reads everything."""
-    return [
-        name
-        for name, record in manifest.tensors.items()
-        if name not in tensors or hashlib.sha256(tensor_bytes(tensors[name])).hexdigest() != record.sha256
-    ]
+    return list(_changed(tensors, manifest.tensors))
+
+
+def are_changed(tensors: Mapping[str, torch.Tensor], records: Mapping[str, TensorRecord]) -> bool:
+    """Whether there are other tensors than a manifest recorded; reads as far as the first that differs."""
+    return tensors.keys() != records.keys() or any(_changed(tensors, records))
+
+
+def _changed(tensors: Mapping[str, torch.Tensor], records: Mapping[str, TensorRecord]) -> Iterator[str]:
+    for name, record in records.items():
+        if name not in tensors or hashlib.sha256(tensor_bytes(tensors[name])).hexdigest() != record.sha256:
+            yield name
 
 
 def _weight_files(path: Path) -> dict[Path, set[str] | None]:

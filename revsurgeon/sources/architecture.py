@@ -16,7 +16,7 @@ def build_architecture(
     build: Build,
     config: bytes | None = None,
     *,
-    device: Literal["cpu", "meta"] = "cpu",
+    device: Literal["cpu", "meta", "stand-ins"] = "cpu",
     allow_python: bool = False,
     trust_remote_code: bool = False,
 ) -> nn.Module:
@@ -28,7 +28,8 @@ def build_architecture(
     Args:
         build: as in `Source.build` and in the manifest.
         config: the artifact's config.json, which wins over the settings that the build repeats.
-        device: `meta` takes no memory at all.
+        device: `meta` takes no memory at all. `stand-ins` is the CPU, with parameters that take none and hold
+            zeros: for weights that are taken in one part at a time.
         allow_python: call a factory of the user's own code, if the build names one.
         trust_remote_code: run code that the source shipped, if the build names it.
 
@@ -37,7 +38,7 @@ def build_architecture(
         SourceError: the library does not have the architecture, or its code needs leave to run.
     """
     from revsurgeon.sources import python_source, timm_source, torchvision_source, transformers_source
-    from revsurgeon.sources.construction import building, on_meta, with_empty_weights
+    from revsurgeon.sources.construction import building, on_meta, with_empty_weights, without_weights
 
     _check(build)
     library = build["library"]
@@ -56,10 +57,11 @@ def build_architecture(
             return python_source.construct(build)
         return transformers_source.construct(build, config, trust_remote_code=trust_remote_code)
 
+    make = {"cpu": with_empty_weights, "meta": on_meta, "stand-ins": without_weights}[device]
     if library == "python":  # the errors of the user's own code are left as they are
-        return (on_meta(construct) if device == "meta" else with_empty_weights(construct)).eval()
+        return make(construct).eval()
     with building(build["entry"]):
-        return (on_meta(construct) if device == "meta" else with_empty_weights(construct)).eval()
+        return make(construct).eval()
 
 
 def _check(build: Build) -> None:
