@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -161,8 +161,7 @@ class ExactArithmetic:
 
     def _on_grid(self, value: torch.Tensor) -> torch.Tensor:
         # Scaling by a power of two and rounding to integers are exact in float32 too, at half the traffic.
-        wide = value if value.dtype in (torch.float32, torch.float64) else value.to(torch.float32)
-        return wide.mul(2.0**self.grid_bits).round_()
+        return widened(value).mul(2.0**self.grid_bits).round_()
 
     def _split(self, x: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """``Y = floor(X * p / 2**m)``, and the place of X among those that share this Y, packed."""
@@ -242,15 +241,24 @@ class ExactArithmetic:
         return max(-checksum[1], checksum[2])
 
 
-def make_arithmetic(kind: str, beta: float, grid_bits: int = DEFAULT_GRID_BITS) -> Arithmetic:
+def make_arithmetic(
+    kind: str, beta: float, grid_bits: int = DEFAULT_GRID_BITS, *, backend: Any = None
+) -> Arithmetic:
     """The arithmetic of a chain.
 
     Args:
         kind: "float" or "exact".
         beta: in [2**-16, 1].
         grid_bits: of exact arithmetic.
+        backend: of torch.compile, for the operations of exact arithmetic; None does not compile them.
     """
-    return ExactArithmetic(beta, grid_bits) if kind == "exact" else FloatArithmetic(beta)
+    if kind != "exact":
+        return FloatArithmetic(beta)
+    if backend is not None:
+        from revsurgeon.reversible.fused import FusedExactArithmetic
+
+        return FusedExactArithmetic(beta, grid_bits, backend=backend)
+    return ExactArithmetic(beta, grid_bits)
 
 
 def grid_bits_for(largest: float) -> int:
@@ -262,6 +270,11 @@ def grid_bits_for(largest: float) -> int:
 def stream_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype of float streams that start at x."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def widened(value: torch.Tensor) -> torch.Tensor:
+    """float64 as it is, everything else in float32."""
+    return value if value.dtype == torch.float64 else value.to(torch.float32)
 
 
 def laid_out(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:

@@ -158,7 +158,9 @@ class Chain:
         if self.beta == 0.0:
             return Run("plain", self.alpha, x, dtype, dtype)
         _refuse_transforms()
-        arithmetic = make_arithmetic(self.arithmetic, self.beta, self.grid_bits)
+        compiled = self.compile_options
+        backend = None if compiled is None else compiled.get("backend", "inductor")
+        arithmetic = make_arithmetic(self.arithmetic, self.beta, self.grid_bits, backend=backend)
         if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             dtype = torch.float32  # streams are never kept in low precision; autocast casts for the branch
         with torch.no_grad():

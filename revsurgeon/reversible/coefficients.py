@@ -71,7 +71,7 @@ def stored_activations(model: nn.Module) -> Iterator[None]:
 
 
 def compile_segments(model: nn.Module, **options: Any) -> None:
-    """Compile the segments of all chains with torch.compile, each when it is next called.
+    """Compile the segments of all chains with torch.compile, each when it is next called, and exact streams.
 
     The network around the chains is left alone (`torch.compile(model)` compiles that, and runs the chains as
     they are). alpha is an argument of the compiled code, so a schedule that moves it compiles nothing anew.

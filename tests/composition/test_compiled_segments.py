@@ -10,6 +10,7 @@ from torch._dynamo import config as dynamo_config
 from torch._dynamo.utils import counters
 
 import revsurgeon as rs
+from revsurgeon.reversible.arithmetic import make_arithmetic
 from tests.gradients import assert_identical, relative_error, step
 from tests.models import NETWORKS, residual_stack, seeded, timm_vit
 
@@ -95,3 +96,21 @@ def test_a_copy_of_a_compiled_network_compiles_its_own_segments():
         next(twin.parameters()).add_(1.0)
     assert not torch.equal(step(twin, inputs).output, expected.output)
     assert_identical(step(network, inputs), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("beta", [2**-16, 0.01, 0.1, 0.3, 0.5, 1.0])
+def test_compiled_exact_streams_have_the_same_bits(beta, dtype):
+    plain = make_arithmetic("exact", beta, 20)
+    fused = make_arithmetic("exact", beta, 20, backend="inductor")
+    torch.manual_seed(0)
+    streams = plain.start(50 * torch.randn(3, 7, 5))
+    g = (50 * torch.randn(3, 7, 5)).to(dtype)
+    expected, expected_kept = plain.couple(streams, g)
+    found, kept = fused.couple(streams, g)
+    assert torch.equal(found.x, expected.x)
+    assert torch.equal(found.y, expected.y)
+    assert torch.equal(kept, expected_kept)
+    assert torch.equal(fused.previous_x(found, kept, streams.x.stride()), streams.x)
+    assert torch.equal(fused.previous_y(found, g, streams.y.stride()), streams.y)
