@@ -39,7 +39,7 @@ def table(report: Report) -> RenderableType:
         shown.add_column(title, no_wrap=True)
     for title in ("value", "at most"):
         shown.add_column(title, justify="right", no_wrap=True)
-    shown.add_column("worst at, or why not", overflow="fold")
+    shown.add_column("where it was worst, or what it proves", overflow="fold")
     shown.add_column("s", justify="right", no_wrap=True)
     for check in report.checks:
         place = check.reason if check.verdict == "skipped" else check.place

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from revsurgeon.checks.seal import RECORD
 from revsurgeon.cli.output import columns
 from revsurgeon.cli.quantities import plural, size
 from revsurgeon.cli.recipes import path_of_coefficients
@@ -67,6 +68,9 @@ def _origin(source: Mapping[str, Any]) -> str:
 def _checks(checks: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each finding; a check that this file has no words for is shown as it stands."""
     for name, found in checks.items():
+        if name == RECORD and isinstance(found, Mapping):
+            yield f"{', '.join(found['checks'])}; all of it: revsurgeon verify PATH"
+            continue
         if name != "self_check" or not isinstance(found, Mapping):
             yield f"{name.replace('_', ' ')}: {found}"
             continue

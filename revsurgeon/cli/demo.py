@@ -39,7 +39,7 @@ def demo(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Take a guided tour: inspect, convert and finetune a small network.
+    """Take a guided tour: inspect, convert, verify and finetune a small network.
 
     The network is shipped in the package, so the tour needs no network connection.
     """
@@ -52,6 +52,7 @@ def demo(
         report = {
             "inspect": _inspect(out),
             "convert": _convert(out, target, mode, force=force),
+            "verify": _verify(out, target),
             "finetune": _finetune(out, target, steps),
         }
         out.print("", "Now your own network: revsurgeon inspect SOURCE, revsurgeon convert SOURCE")
@@ -95,11 +96,28 @@ def _convert(out: Output, target: Path, mode: str, *, force: bool) -> dict[str, 
     return document(path, manifest)
 
 
+def _verify(out: Output, path: Path) -> dict[str, Any]:
+    out.heading("3. The proof")
+    out.print(
+        "Every check has a value and a threshold, and names the segment where it goes wrong, if it does.",
+        "In exact arithmetic reversible gradients equal stored ones, so the threshold is 0.",
+        f"$ revsurgeon verify {path.name}",
+    )
+    import revsurgeon as rs
+    from revsurgeon.cli import tour
+    from revsurgeon.cli.check_table import table
+
+    with tour.one_thread():
+        report = rs.verify(path, progress=out.step)
+    out.print(table(report))
+    return report.to_dict()
+
+
 def _finetune(out: Output, path: Path, steps: int) -> dict[str, Any]:
     import revsurgeon as rs
     from revsurgeon.cli import tour
 
-    out.heading("3. Finetuning")
+    out.heading("4. Finetuning")
     out.print(
         "A new domain: printed digits, shifted and noisy. All parameters move, and the coefficients",
         "move along the recipe's schedule.",
