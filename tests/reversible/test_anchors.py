@@ -189,3 +189,13 @@ def test_a_recipe_with_a_senseless_number_of_segments_is_refused(tmp_path, value
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(rs.RecipeError, match="anchors"):
         load_recipe(tmp_path / "mine.yaml")
+
+
+def test_what_a_recipe_says_of_anchors_and_pieces_is_in_the_artifact(tmp_path):
+    recipe = load_recipe("dr2-hold").model_copy(update={"anchors": 3, "chunks": 2, "arithmetic": "float"})
+    path = rs.convert("demo", recipe=recipe, output=tmp_path / "demo", verify=False)
+    (chain,) = rs.chains(rs.load(path))
+    assert (chain.anchors, chain.chunks, chain.arithmetic) == (3, 2, "float")
+    rs.save(rs.load(path), tmp_path / "again")
+    (chain,) = rs.chains(rs.load(tmp_path / "again"))
+    assert (chain.anchors, chain.chunks, chain.arithmetic) == (3, 2, "float")
