@@ -53,14 +53,18 @@ def draw(document: dict[str, Any], target: Path) -> None:
         bands = -(-len(panels) // 3)
         heights = [0.27 * len(ways) + 0.3] * bands + [2.9]
         figure = pyplot.figure(figsize=(11, sum(heights) + 1.5), layout="constrained")
-        grid = figure.add_gridspec(bands + 1, 6, height_ratios=heights)
+        grid = figure.add_gridspec(bands + 1, 3, height_ratios=heights)
         for place, name in enumerate(panels):
             band, column = divmod(place, 3)
-            axes = figure.add_subplot(grid[band, 2 * column : 2 * column + 2])
+            axes = figure.add_subplot(grid[band, column])
             _draw_network(axes, name, ways, rows, named=column == 0)
-        for half, (what, title) in enumerate((("held", "held"), ("peak_without_gradients", "peak"))):
-            axes = figure.add_subplot(grid[bands, 3 * half : 3 * half + 3])
-            _draw_depths(axes, depths, rows, what, f"{title} of a ViT-S, by depth")
+        for place, (what, title) in enumerate((("held", "held"), ("peak_without_gradients", "peak"))):
+            axes = figure.add_subplot(grid[bands, place])
+            _draw_depths(axes, depths, rows, what, f"ViT-S by depth: {title}")
+        handles, labels = axes.get_legend_handles_labels()
+        names = figure.add_subplot(grid[bands, 2])
+        names.axis("off")
+        names.legend(handles, labels, loc="center left", frameon=False, fontsize=8)
         figure.legend(handles=_marks(), loc="outside upper center", ncols=3, frameon=False)
         figure.savefig(target, dpi=140, metadata={"Software": None})
         pyplot.close(figure)
@@ -100,9 +104,9 @@ def _marks() -> list[Any]:
         return Line2D([], [], color=color, marker=marker, linestyle="", label=label)
 
     return [
-        mark(KEPT, "o", "held between forward and backward, of stored"),
-        mark(PEAK, "o", "peak of a step without parameter gradients, of stored"),
-        mark("#555555", "x", "the same; its gradients are wrong, with dropout off or on"),
+        mark(KEPT, "o", "held for backward, of stored"),
+        mark(PEAK, "o", "peak without gradients, of stored"),
+        mark("#555555", "x", "gradients wrong, dropout off or on"),
     ]
 
 
@@ -123,5 +127,3 @@ def _draw_depths(
     axes.set_ylabel("MB")
     axes.set_title(title, loc="left", fontsize=9)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
-    if depths:
-        axes.legend(frameon=False, fontsize=7.5)
