@@ -226,8 +226,8 @@ class Record:
                     "parameter of the modules that it calls.",
                     where=f"{self.call.name}: a tensor of shape {tuple(variable.shape)}",
                     hint="Make it an argument of the block or a parameter of one of its modules, or exclude "
-                    "the block in the recipe. (To shard a block, call fully_shard on the whole of it: "
-                    "FullyShardedDataParallel hides its parameters.)",
+                    "the block in the recipe. (FullyShardedDataParallel shows the parameters that it shards "
+                    "only with use_orig_params=True.)",
                 )
             for edge in node.next_functions:
                 if edge[0] is not None and edge[0] not in seen and edge not in known:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from revsurgeon.errors import UnsupportedModelError
+
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether `fully_shard` was called on this very module."""
@@ -22,9 +24,23 @@ def is_sharded(module: nn.Module) -> bool:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
-def sharded_parts(block: nn.Module) -> list[str]:
-    """Paths of the modules inside a block that are sharded on their own."""
-    return [path for path, module in block.named_modules() if path and is_sharded(module)]
+def refuse_sharded_parts(block: nn.Module, name: str) -> None:
+    """Refuse a block with a part that is sharded on its own.
+
+    The recomputation would run that part's hooks, inside the backward pass that they belong to.
+
+    Raises:
+        UnsupportedModelError: there is one.
+    """
+    if "torch.distributed.fsdp" not in sys.modules:
+        return
+    for path, module in block.named_modules():
+        if path and is_sharded(module):
+            raise UnsupportedModelError(
+                f"a part of block {name!r} is sharded on its own.",
+                where=f"{name}.{path}",
+                hint="Call fully_shard on the whole block, or on a module that holds it, not on parts of it.",
+            )
 
 
 @contextlib.contextmanager

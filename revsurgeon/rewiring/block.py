@@ -28,7 +28,7 @@ from revsurgeon.errors import ChainBrokenError, UnsupportedModelError
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.chunks import Chunks
 from revsurgeon.reversible.record import SegmentCall, SegmentMemory
-from revsurgeon.reversible.sharding import sharded_parts
+from revsurgeon.reversible.sharding import refuse_sharded_parts
 from revsurgeon.rewiring.chunking import independent_dimension
 
 _SIMPLE = frozenset({bool, int, float, str, type(None)})
@@ -157,6 +157,7 @@ class RewiredForward:
     @torch._disable_dynamo
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block's segments on its chain."""
+        refuse_sharded_parts(self.block, self.path)
         x = args[self._position] if len(args) > self._position else kwargs[self.stream]
         run = self.chain.enter(self.path, x)
         try:
@@ -207,12 +208,6 @@ class RewiredForward:
 
     def _make_plan(self, args: Any, kwargs: Any, leaves: list[Any], x: torch.Tensor) -> Plan:
         stream = next(i for i, leaf in enumerate(leaves) if leaf is x)
-        if parts := sharded_parts(self.block):
-            raise UnsupportedModelError(
-                f"a part of block {self.path!r} is sharded on its own.",
-                where=f"{self.path}.{parts[0]}",
-                hint="Call fully_shard on the whole block, or on a module that holds it, not on parts of it.",
-            )
         try:
             check_arguments(args, kwargs)
             with contextlib.ExitStack() as stack:
