@@ -24,12 +24,14 @@ from revsurgeon.artifact import (
 )
 from revsurgeon.artifact.read import are_changed
 from revsurgeon.checks.seal import RECORD, seal_of_structure
-from revsurgeon.errors import ArtifactError, RevsurgeonError, UsageError
+from revsurgeon.errors import ArtifactError, RevsurgeonError, UnsupportedModelError, UsageError
 from revsurgeon.recipes import Coefficients, Recipe, load_recipe
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.coefficients import get_coefficients, some_chains
+from revsurgeon.reversible.sharding import has_sharded_parts
 from revsurgeon.rewiring import ChainSpec, attach, detach, rewire_with_checks
 from revsurgeon.rewiring.rewire import plan_of, specs_of_rewired
+from revsurgeon.rewiring.wrappers import unwrapped
 from revsurgeon.sources import build_architecture, resolve
 from revsurgeon.sources.batch_file import read_batch
 from revsurgeon.sources.inputs import InputSpec
@@ -172,8 +174,10 @@ def convert(
         from revsurgeon.checks.quick import check_before_writing
 
         tell("Checking what was made")
-        found_good = check_before_writing(model, examples)
-        origin = replace(origin, checks={**origin.checks, RECORD: found_good})
+        record = check_before_writing(model, examples, chosen)
+        measured = checks.to_dict() if checks else {}
+        measured["arithmetic"] = some_chains(model)[0].arithmetic
+        origin = replace(origin, checks={"self_check": measured, RECORD: record})
     else:
         origin = replace(origin, checks={**origin.checks, RECORD: NOT_VERIFIED})
     tell(f"Writing {target}")
@@ -255,7 +259,8 @@ def save(
     """Write a rewired network as an artifact, with its present weights, coefficients and schedule state.
 
     Args:
-        model: what `load` returned or `rewire` made, finetuned or not.
+        model: what `load` returned or `rewire` made, finetuned or not, also wrapped in
+            `DistributedDataParallel` or by `torch.compile`.
         path: the directory to make.
         force: replace an artifact that is there.
         max_shard_size: bytes a weight file, as a number or as "5GB".
@@ -264,10 +269,17 @@ def save(
         The directory. For a network that `rewire` made, `load` needs ``into=`` the unrewired network.
 
     Raises:
-        UnsupportedModelError: it was not rewired.
+        UnsupportedModelError: it was not rewired, or it is sharded (FSDP2).
         ArtifactError: the output cannot be written.
     """
     check_output(path, force=force)
+    model = unwrapped(model)
+    if has_sharded_parts(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is sharded: no process has all of its weights.",
+            hint="Gather them (torch.distributed.checkpoint.state_dict.get_model_state_dict with "
+            "full_state_dict=True), and save a network that is not sharded and has loaded them.",
+        )
     origin = origin_of(model)
     if origin is None:
         origin = _origin_of_rewired(model)

@@ -10,7 +10,7 @@ from torch import nn
 
 from revsurgeon.checks import thresholds
 from revsurgeon.checks.check import Check, Found, Skipped
-from revsurgeon.checks.comparison import Pair, compared, measured
+from revsurgeon.checks.comparison import Pair, Tensors, compared, measured, unstable
 from revsurgeon.checks.convergence import in_float64
 from revsurgeon.checks.reference import beta_of, by_the_equations
 from revsurgeon.checks.report import Measurement
@@ -118,19 +118,36 @@ def _against_float64(subject: Subject) -> Found:
             applied = (point[0], beta_of(chain))
             with at_coefficients(precise, *applied), by_the_equations(precise):
                 truth = step(precise, precise_arguments).gradients
-            with by_the_equations(network):
-                plain = Pair(step(network, arguments).gradients, truth).error()
-            with stored_activations(network):
-                stored = Pair(step(network, arguments).gradients, truth)
-            reversible = Pair(step(network, arguments).gradients, truth)
-            own = {"stored": 0.0, "reversible": 0.0 if subject.exact else subject.gradient_tolerance}
-            for way, pair in (("stored", stored), ("reversible", reversible)):
-                threshold = thresholds.reference(plain, subject.dtype) + own[way]
-                if not pair.error() <= threshold:
-                    spread = _spread(network, arguments, truth)
-                    threshold = thresholds.reference(max(plain, spread), subject.dtype) + own[way]
-                what = f"relative error of {way} gradients against float64 at {words(name, point)}"
-                yield _shown(network, pair, what, threshold, plain)
+            yield from _judged(subject, arguments, truth, words(name, point))
+
+
+def _judged(subject: Subject, arguments: Arguments, truth: Tensors, where: str) -> Found:
+    """The errors of stored and of reversible gradients against the true ones."""
+    network = subject.network
+
+    def plain_step() -> Tensors:
+        with by_the_equations(network):
+            return step(network, arguments).gradients
+
+    plain = Pair(plain_step(), truth)
+    with stored_activations(network):
+        stored = Pair(step(network, arguments).gradients, truth)
+    reversible = Pair(step(network, arguments).gradients, truth)
+    in_float = 0.0 if subject.exact else subject.gradient_tolerance
+    allowed = {"stored": (stored, 0.0), "reversible": (reversible, in_float)}
+    limit = thresholds.reference(plain.error(), subject.dtype)
+    if not all(pair.error() <= limit + more < 1 for pair, more in allowed.values()):
+        # A second look: are there kernels that do not repeat, and was the one plain run a lucky one?
+        out = unstable(network, plain_step, plain.actual)
+        if out:
+            yield f"against float64 at {where}: left out, equal runs do not agree: {', '.join(sorted(out))}"
+        names = set(plain.names) - out
+        plain, allowed = plain.only(names), {way: (p.only(names), m) for way, (p, m) in allowed.items()}
+        spread = _spread(network, arguments, truth, names)
+        limit = thresholds.reference(max(plain.error(), spread), subject.dtype)
+    for way, (pair, more) in allowed.items():
+        what = f"relative error of {way} gradients against float64 at {where}"
+        yield _shown(network, pair, what, limit + more, plain.error())
 
 
 def _shown(network: nn.Module, pair: Pair, what: str, threshold: float, plain: float) -> Measurement:
@@ -140,7 +157,7 @@ def _shown(network: nn.Module, pair: Pair, what: str, threshold: float, plain: f
 
 
 @torch.no_grad()
-def _spread(network: nn.Module, arguments: Arguments, truth: dict[str, torch.Tensor]) -> float:
+def _spread(network: nn.Module, arguments: Arguments, truth: Tensors, names: set[str]) -> float:
     """The largest error of plain gradients when every weight is moved by an eps.
 
     A gradient jumps where a relu's input crosses zero, so one plain run that happens to cross none says too
@@ -156,7 +173,7 @@ def _spread(network: nn.Module, arguments: Arguments, truth: dict[str, torch.Ten
                 signs = torch.randint(-1, 2, value.shape, generator=generator).to(value)
                 parameter.copy_(value * (1 + eps * signs))
             with by_the_equations(network), torch.enable_grad():
-                worst = max(worst, Pair(step(network, arguments).gradients, truth).error())
+                worst = max(worst, Pair(step(network, arguments).gradients, truth, names).error())
     finally:
         for parameter, value in kept:
             parameter.copy_(value)

@@ -49,7 +49,9 @@ def _with_own_addition(function: Callable[..., Any], x: torch.Tensor) -> Callabl
         for ending, replacement in own.items():
             if name.endswith(ending):
                 namespace[name] = replacement
-    return FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
+    return FunctionType(
+        function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__
+    )
 
 
 def _skip_added(

@@ -17,11 +17,9 @@ RECORD = "verify"
 
 
 def seal_of_structure(manifest: Manifest) -> str:
-    """The sha256 of everything in a manifest that decides what the network computes, but for its weights."""
-    fields = {"build", "config", "inputs", "chains", "coefficients", "arithmetic", "schedule_state"}
-    data = manifest.model_dump(mode="json", include=fields)
-    data["granularity"] = manifest.recipe.granularity
-    return _hash(data)
+    """The sha256 of everything in a manifest that decides what the network computes, weights aside."""
+    fields = {"build", "config", "inputs", "recipe", "chains", "coefficients", "arithmetic", "schedule_state"}
+    return _hash(manifest.model_dump(mode="json", include=fields))
 
 
 def seal_of_weights(manifest: Manifest) -> str:

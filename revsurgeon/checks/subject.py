@@ -122,7 +122,7 @@ class Subject:
     @property
     def gradient_tolerance(self) -> float:
         """The relative error that gradients may have."""
-        return self._tolerance(thresholds.FLOAT_LIMIT)
+        return self._tolerance(thresholds.float_gradients(self.dtype))
 
     @property
     def recovery_tolerance(self) -> float:

@@ -22,6 +22,16 @@ error by a factor of two or three on the networks of the tests, and what was dec
 here. The noise of a minibatch is far larger; where float reversal fails, its error is near 1.
 """
 
+
+def float_gradients(dtype: torch.dtype) -> float:
+    """The relative error that float arithmetic may have accumulated in a gradient of weights of this type.
+
+    `FLOAT_LIMIT`, but no less than four eps: a stream that is off by its last bit may be rounded to the next
+    number of a low precision, which is an error as large as any that such weights live with.
+    """
+    return max(FLOAT_LIMIT, 4 * torch.finfo(dtype).eps)
+
+
 RECOVERED_LIMIT = 0.1
 """Relative error that float arithmetic may have accumulated in the input of a segment.
 
