@@ -218,7 +218,7 @@ class Chain:
         assert run.tape is not None
         assert run.tape.streams is not None
         assert run.y is not None
-        record = Record(call, run.alpha, run.dtype, run.tape.streams, run.tape.settings)
+        record = Record(call, run.alpha, run.dtype, run.tape.streams)
         arguments = [e for e, wants in zip(call.extras, record.wants_grad, strict=True) if wants]
         inputs = [*arguments, *record.parameters]
         if run.x.requires_grad or run.y.requires_grad or inputs:

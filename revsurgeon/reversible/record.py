@@ -16,7 +16,6 @@ from revsurgeon.reversible.arithmetic import Streams
 from revsurgeon.reversible.chunks import Chunks
 from revsurgeon.reversible.held import Held
 from revsurgeon.reversible.replay import ChangingBuffers, Replay
-from revsurgeon.reversible.settings import Settings
 from revsurgeon.reversible.sharding import gathered
 
 # What autograd ends a graph in: the node that adds up the gradient of a leaf.
@@ -65,11 +64,8 @@ class SegmentCall:
 class Record:
     """One run of one segment: what is needed to run it backwards."""
 
-    def __init__(
-        self, call: SegmentCall, alpha: float, dtype: torch.dtype, streams: Streams, settings: Settings
-    ) -> None:
+    def __init__(self, call: SegmentCall, alpha: float, dtype: torch.dtype, streams: Streams) -> None:
         self.alpha = alpha
-        self.settings = settings
         self.dtype = dtype  # of x as the branch sees it
         self.replays: list[Replay] = []  # of each piece
         self.kept: Held | None = None
@@ -183,7 +179,7 @@ class Record:
 
     def _run_for_gradient(self, x: torch.Tensor, replay: Replay) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The same value with its graph, and the leaves to differentiate by: x, arguments, parameters."""
-        with self.settings.again(), replay.again(x.device), torch.enable_grad():
+        with replay.again(x.device), torch.enable_grad():
             leaf, extras = self._leaves(x)
             g = self._run(leaf, extras)
         wanted = [e for e, wants in zip(extras, self.wants_grad, strict=True) if wants]

@@ -55,9 +55,6 @@ class Settings:
     def again(self) -> Iterator[None]:
         """Have these settings inside this context."""
         present = Settings.now()
-        if present == self:
-            yield
-            return
         try:
             self._set()
             yield

@@ -82,16 +82,17 @@ class Step(torch.autograd.Function):
         with tape.lock:
             record.check_unchanged()
             tape.begin_backward()
-            streams = tape.streams_after(ctx.index)
-            x = tape.previous_x(ctx.index, streams)
-            steps = [(ctx.index, streams, x)]
+            with tape.as_in_forward():
+                streams = tape.streams_after(ctx.index)
+                x = tape.previous_x(ctx.index, streams)
+                steps = [(ctx.index, streams, x)]
 
-            def step_back(g: torch.Tensor) -> None:
-                tape.step_back(*steps.pop(), g)
+                def step_back(g: torch.Tensor) -> None:
+                    tape.step_back(*steps.pop(), g)
 
-            seen = tape.arithmetic.value(Streams(x, x), record.dtype)
-            del streams, x
-            through_g = record.differentiate(seen, grad_x, step_back)
+                seen = tape.arithmetic.value(Streams(x, x), record.dtype)
+                del streams, x
+                through_g = record.differentiate(seen, grad_x, step_back)
             if ctx.index == 0:
                 tape.finish()
         return None, None, weighted_sum(through_g[0], grad_y, tape.arithmetic.beta), grad_x, *through_g[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 
@@ -25,7 +26,8 @@ class Tape:
         self.arithmetic = arithmetic
         self.name = name
         self.anchor_every = anchor_every
-        self.settings = Settings.now()
+        self._settings = Settings.now()
+        self._settings_changed = False
         self._anchors: dict[int, Held] = {}  # streams behind a segment, by its index
         self.records: list[Record] = []
         self.streams: Streams | None = None  # the latest ones, while the chain runs
@@ -144,9 +146,14 @@ class Tape:
         number = torch._C._current_graph_task_id()
         if number != self._pass:
             self._pass = number
+            self._settings_changed = Settings.now() != self._settings
             self._keep_graph = torch._C._autograd._get_current_graph_task_keep_graph()
             # The pass may not go back to the chain's first segment; its checks are compared all the same.
             torch.autograd.Variable._execution_engine.queue_callback(self._compare)
+
+    def as_in_forward(self) -> contextlib.AbstractContextManager[None]:
+        """torch's settings as they were when the chain ran."""
+        return self._settings.again() if self._settings_changed else contextlib.nullcontext()
 
     def finish(self) -> None:
         """Called after the backward of the first segment: compare checksums, and let go.
