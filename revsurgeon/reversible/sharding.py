@@ -24,6 +24,11 @@ def is_sharded(module: nn.Module) -> bool:
     return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
+def has_sharded_parts(model: nn.Module) -> bool:
+    """Whether `fully_shard` was called on a network or on anything inside it."""
+    return any(is_sharded(module) for module in model.modules())
+
+
 def refuse_sharded_parts(block: nn.Module, name: str) -> None:
     """Refuse a block with a part that is sharded on its own.
 

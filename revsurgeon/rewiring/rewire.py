@@ -15,6 +15,7 @@ from revsurgeon.errors import UnsupportedModelError
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.coefficients import chains, get_coefficients
+from revsurgeon.reversible.sharding import has_sharded_parts
 from revsurgeon.rewiring.block import RewiredForward
 
 if TYPE_CHECKING:
@@ -113,6 +114,11 @@ def rewire_with_checks(
         raise UnsupportedModelError(
             f"{type(model).__name__} is rewired already.",
             hint="Change its coefficients with revsurgeon.set_coefficients, or start from the original.",
+        )
+    if has_sharded_parts(model):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is sharded already.",
+            hint="Rewire it first, and call fully_shard on its blocks and on itself afterwards.",
         )
     anatomy = inspect(model, example_inputs, granularity=recipe.granularity, select=recipe.selects)
     if not anatomy.chains:
