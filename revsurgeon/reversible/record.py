@@ -132,7 +132,7 @@ class Record:
         self.check_unchanged()
         results = []
         for piece, replay in zip(self._pieces(x), self.replays, strict=True):
-            with gathered(self.call.block), self.settings.again(), replay.again(x.device), _kept_nowhere():
+            with gathered(self.call.block), replay.again(x.device), _kept_nowhere():
                 results.append(self._run(*self._leaves(piece)).detach())
         return self._joined(results)
 
