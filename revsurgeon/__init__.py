@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from revsurgeon.anatomy import Anatomy, inspect
     from revsurgeon.checks import Report, verify
     from revsurgeon.conversion import convert, load, save
+    from revsurgeon.errormap import ErrorMap, errmap
     from revsurgeon.recipes import Recipe, load_recipe
     from revsurgeon.reversible.coefficients import (
         chains,
@@ -51,6 +52,8 @@ _HOME = {
     "convert": "revsurgeon.conversion",
     "load": "revsurgeon.conversion",
     "save": "revsurgeon.conversion",
+    "ErrorMap": "revsurgeon.errormap",
+    "errmap": "revsurgeon.errormap",
     "Recipe": "revsurgeon.recipes",
     "load_recipe": "revsurgeon.recipes",
     "chains": "revsurgeon.reversible.coefficients",
@@ -83,6 +86,7 @@ __all__ = [
     "ArtifactError",
     "ChainBrokenError",
     "CoefficientSchedule",
+    "ErrorMap",
     "HubError",
     "Recipe",
     "RecipeError",
@@ -95,6 +99,7 @@ __all__ = [
     "chains",
     "compile_segments",
     "convert",
+    "errmap",
     "get_coefficients",
     "inspect",
     "load",
