@@ -19,7 +19,7 @@ from revsurgeon.anatomy.links import Found, count_segments, link, names, one_run
 from revsurgeon.anatomy.probe import Call, ExampleInputs, Stamp, probe, stamp, untouched
 from revsurgeon.anatomy.report import Anatomy, Block, Chain, Reason, Segment, Skipped
 from revsurgeon.anatomy.segment import BlockGraphs, residual_scopes, segment_block
-from revsurgeon.anatomy.trace import Trace, TraceError, trace_block
+from revsurgeon.anatomy.trace import Trace, TraceError, has_hooks, trace_block
 
 CONSTANT_TYPES = (
     *(bool, int, float, complex, str, bytes, type(None), enum.Enum),
@@ -232,7 +232,8 @@ def _no_pair(call: Call) -> SegmentError:
 
 def _traced(call: Call, forward: Any, inline: frozenset[str] | None) -> Trace:
     try:
-        return trace_block(call.module, forward, call.args, call.kwargs, inline=inline)
+        with torch.enable_grad():  # as in training, so that a region without gradients shows
+            return trace_block(call.module, forward, call.args, call.kwargs, inline=inline)
     except TraceError as error:
         raise SegmentError(Reason.UNTRACEABLE, str(error)) from error
 
@@ -311,8 +312,8 @@ def _may_be_block(module: nn.Module) -> bool:
 
 
 def _structure(module: nn.Module) -> tuple[Any, ...]:
-    """What two modules of the same make have in common: names and types of all submodules."""
-    return tuple((path, type(m)) for path, m in module.named_modules())
+    """What two modules of the same make have in common: names, types and hooks of all submodules."""
+    return tuple((path, type(m), has_hooks(m)) for path, m in module.named_modules())
 
 
 def _shapes(tree: Any) -> tuple[Any, ...]:

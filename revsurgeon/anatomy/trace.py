@@ -12,11 +12,13 @@ import builtins
 import contextlib
 import operator
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -166,6 +168,7 @@ class BlockTracer(fx.Tracer):
         self.specialised = False
         self.evaluating = False
         self.place = ""
+        self.modes = _modes()
         self.tensor_paths: dict[int, str] = {}
         self.module_paths: dict[int, str] = {}
         for path, module in block.named_modules():
@@ -186,6 +189,9 @@ class BlockTracer(fx.Tracer):
         """Add a node and work out its example value."""
         if kind not in ("placeholder", "output") and self.evaluating:
             raise TraceError("a proxy met an operation inside a leaf module")
+        if _modes() != self.modes and any(map(_may_need_gradient, _leaves((args, kwargs)))):
+            # A graph has no place for such a region: its operations would run like all others.
+            raise TraceError("it computes under torch.no_grad(), torch.autocast() or another mode of its own")
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         proxy.node.meta["scope"] = self.place
         if kind not in ("placeholder", "output"):
@@ -241,7 +247,9 @@ class BlockTracer(fx.Tracer):
         path = self.module_paths.get(id(m))
         if path is None:
             raise TraceError(f"a module that the block does not own is called: {type(m).__name__}")
-        if not self.is_leaf_module(m, path):
+        if self.inline is not None and path in self.inline and has_hooks(m):
+            raise TraceError(f"{path!r} has hooks, which would not run: its code is a part of the segments")
+        if not self.is_leaf_module(m, path) and not has_hooks(m):
             outside, nodes, specialised = self.place, len(self.graph.nodes), self.specialised
             self.place = path
             try:
@@ -309,6 +317,13 @@ def trace_block(
             output = forward(*proxied_args, **proxied_kwargs)
             tracer.create_node("output", "output", (tracer.create_arg(output),), {})
         except Exception as error:
+            frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+            if torch.utils.checkpoint.__file__ in frames:
+                raise TraceError(
+                    "it checkpoints activations (torch.utils.checkpoint): turn that off"
+                ) from error
+            if isinstance(error, TraceError):
+                raise
             raise TraceError(_first_line(error)) from error
     return Trace(tracer.graph, leaves, tracer.specialised, frozenset(tracer.inlined))
 
@@ -343,6 +358,28 @@ def _patched(tracer: BlockTracer) -> Iterator[None]:
             nn.Module.__call__ = call  # type: ignore[method-assign]
             nn.Module.__getattr__ = read  # type: ignore[method-assign]
             builtins.isinstance = is_instance
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than running its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _modes() -> tuple[bool, bool, int]:
+    """Whether gradients are enabled, inference mode, and how many autocast contexts are open."""
+    torch.autocast_increment_nesting()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.autocast_decrement_nesting()
+
+
+def _may_need_gradient(leaf: Any) -> bool:
+    if isinstance(leaf, ValueProxy):
+        return any(map(_may_need_gradient, _tensors(leaf.value)))
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from revsurgeon.anatomy.flow import SegmentError
@@ -23,7 +24,7 @@ from revsurgeon.anatomy.functions import compile_graph
 from revsurgeon.anatomy.inspect import CONSTANT_TYPES, check_arguments, inline_set
 from revsurgeon.anatomy.probe import untouched
 from revsurgeon.anatomy.segment import BlockGraphs, segment_block
-from revsurgeon.anatomy.trace import Trace, TraceError, trace_block
+from revsurgeon.anatomy.trace import Trace, TraceError, has_hooks, trace_block
 from revsurgeon.errors import ChainBrokenError, UnsupportedModelError
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.chunks import Chunks
@@ -202,7 +203,12 @@ class RewiredForward:
         """What the block's code may decide by: simple attributes of every module whose code is inlined."""
         modules = [self.block.get_submodule(path) for path in self._inlined]
         return tuple(
-            (id(m), *((name, value) for name, value in m.__dict__.items() if type(value) in _SIMPLE))
+            (
+                id(m),
+                type(m),
+                has_hooks(m),
+                *((name, v) for name, v in m.__dict__.items() if type(v) in _SIMPLE),
+            )
             for m in modules
         )
 
@@ -212,7 +218,7 @@ class RewiredForward:
             check_arguments(args, kwargs)
             with contextlib.ExitStack() as stack:
                 stack.enter_context(untouched(self.block))
-                stack.enter_context(_no_autocast_cache())
+                stack.enter_context(_no_weight_caches())
                 fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
                 fake_args, fake_kwargs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
                 graphs, specialised, inlined = self._cut(fake_args, fake_kwargs, stream)
@@ -256,14 +262,16 @@ class RewiredForward:
 
 
 @contextlib.contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Keep fake copies of the weights out of the cache that autocast uses for the real ones."""
-    enabled = torch.is_autocast_cache_enabled()
+def _no_weight_caches() -> Iterator[None]:
+    """Keep fake weights out of the caches that autocast and parametrizations use for the real ones."""
+    enabled, depth = torch.is_autocast_cache_enabled(), parametrize._cache_enabled
     torch.set_autocast_cache_enabled(False)
+    parametrize._cache_enabled = 0
     try:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
+        parametrize._cache_enabled = depth
 
 
 def _kind(leaf: Any) -> Any:
