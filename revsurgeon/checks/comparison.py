@@ -76,7 +76,13 @@ class Pair:
 
 
 def compared(
-    network: nn.Module, pair: Pair, what: str, tolerance: float, repeat: Callable[[], Tensors]
+    network: nn.Module,
+    pair: Pair,
+    what: str,
+    tolerance: float,
+    repeat: Callable[[], Tensors],
+    *,
+    backwards: bool = True,
 ) -> Iterator[Measurement | str]:
     """Measure a pair whole and chain by chain.
 
@@ -87,19 +93,21 @@ def compared(
         tolerance: the relative error that is allowed.
         repeat: makes `expected` once more. It is called only if they are too far apart: where kernels do not
             repeat (atomic additions on a GPU), two equal runs differ as well.
+        backwards: an error spreads from the end of a chain to its start, so the last segment that is wrong is
+            the place. If not, it is the one that is off most.
     """
     if not pair.error() <= tolerance:
         noise = [_disturbed(network, repeat, pair.expected) for _ in range(REPEATS)]
         restless = {name for again in noise for name in again.wrong(0.0)}
         yield from _restless(pair, noise, sorted(restless), what)
         pair = pair.only(set(pair.names) - restless)
-    yield measured(network, pair, what, tolerance)
+    yield measured(network, pair, what, tolerance, backwards=backwards)
     chains = some_chains(network)
     for chain in chains if len(chains) > 1 else ():
         own = {name for segment in segment_parameters(network, chain).values() for name in segment}
         inside = pair.only(own & set(pair.names))
         if inside.names:
-            yield measured(network, inside, f"{what}, {chain.name}", tolerance)
+            yield measured(network, inside, f"{what}, {chain.name}", tolerance, backwards=backwards)
 
 
 def unstable(network: nn.Module, repeat: Callable[[], Tensors], expected: Tensors) -> set[str]:
@@ -137,8 +145,10 @@ def _restless(pair: Pair, noise: list[Pair], names: list[str], what: str) -> Ite
         )
 
 
-def measured(network: nn.Module, pair: Pair, what: str, tolerance: float) -> Measurement:
-    """One figure for a pair, and the segment at which it goes wrong on the way back."""
+def measured(
+    network: nn.Module, pair: Pair, what: str, tolerance: float, *, backwards: bool = True
+) -> Measurement:
+    """One figure for a pair, and the segment at which it goes wrong."""
     if not pair.names:
         return Measurement(what=what, value=0.0, threshold=tolerance, detail="there is nothing to compare")
     value = pair.error()
@@ -148,8 +158,9 @@ def measured(network: nn.Module, pair: Pair, what: str, tolerance: float) -> Mea
     place, detail = pair.worst() if value else None, None
     wrong = [segment for segment, found in by_segment.items() if not found <= tolerance]
     if not value <= tolerance and wrong:
-        place = wrong[-1]
-        detail = f"the first segment on the way back that goes wrong, by {by_segment[place]:.2g}"
+        place = wrong[-1] if backwards else max(wrong, key=lambda segment: by_segment[segment])
+        which = "first segment on the way back that goes wrong" if backwards else "segment that is off most"
+        detail = f"the {which}, by {by_segment[place]:.2g}"
     return Measurement(
         what=what, value=value, threshold=tolerance, place=place, detail=detail, by_segment=by_segment
     )

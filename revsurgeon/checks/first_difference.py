@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from revsurgeon.checks.reference import by_the_equations
 from revsurgeon.checks.steps import forward
 from revsurgeon.reversible.coefficients import some_chains
-from revsurgeon.reversible.round_trip import Passage, Watch, watched
+from revsurgeon.reversible.round_trip import Watch, watched
 from revsurgeon.rewiring.measure import Arguments, same_bits, tensors_of
 from revsurgeon.rewiring.unrewired import rewired_forwards, unrewired
 
@@ -33,30 +34,31 @@ def first_difference(
 ) -> str | None:
     """The first segment, or outside of the chains the first module, whose result differs.
 
-    Whole blocks are compared first. Inside the first block that differs, a segment's result is right if it is
-    among the values that the unrewired block computes: there is no other way to know what in the block
-    corresponds to it, and none is needed.
+    Whole blocks are compared first, then the segments of the first block that differs.
 
     Args:
         network: rewired, at (1, 0).
         original: with the same module names; the same object means the network without its chains.
         arguments, training, seed: of the forward in which they differ.
     """
-    blocks = [f.path for f in rewired_forwards(network)]
+
+    def run(model: nn.Module) -> None:
+        forward(model, arguments, training=training, seed=seed)
 
     def calls(paths: list[str]) -> tuple[list[_Call], list[_Call]]:
         with plain(network, original), _recorded(original, paths) as theirs:
-            forward(original, arguments, training=training, seed=seed)
+            run(original)
         with _recorded(network, paths) as ours:
-            forward(network, arguments, training=training, seed=seed)
+            run(network)
         return ours, theirs
 
-    for number, (ours, theirs) in enumerate(zip(*calls(blocks), strict=False)):
+    all_ours, all_theirs = calls([f.path for f in rewired_forwards(network)])
+    for number, (ours, theirs) in enumerate(zip(all_ours, all_theirs, strict=False)):
         if not _same(ours.inputs, theirs.inputs):
             break
         if not _same(ours.outputs, theirs.outputs):
-            earlier = sum(call.path == ours.path for call in calls(blocks)[0][:number])
-            return _segment(network, original, ours.path, earlier, arguments, training, seed)
+            earlier = sum(call.path == ours.path for call in all_ours[:number])
+            return _segment(network, original, theirs, earlier, run)
     everything = [path for path, _ in network.named_modules() if path]
     for ours, theirs in zip(*calls(everything), strict=False):
         if ours.path == theirs.path and not _same(ours.outputs, theirs.outputs):
@@ -67,29 +69,39 @@ def first_difference(
 def _segment(
     network: nn.Module,
     original: nn.Module,
-    path: str,
+    block: _Call,
     earlier: int,
-    arguments: Arguments,
-    training: bool,
-    seed: int,
+    run: Callable[[nn.Module], None],
 ) -> str:
-    """The first segment of a block's call whose result the unrewired block does not compute."""
+    """The first segment of a block's call that goes wrong.
+
+    What the segments should give is known if the same segments with the reference's addition of the skip lead
+    to the unrewired block's output. Else a segment is right if its result is among the values that the
+    unrewired block computes: there is no other way to know what in the block corresponds to it.
+    """
+
+    def of_this_call(found: list[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+        own = [(name, x) for name, x in found if name.startswith(f"{block.path} (")]
+        segments = len({name for name, _ in own})
+        return own[earlier * segments : (earlier + 1) * segments]
+
+    ours: list[tuple[str, torch.Tensor]] = []
+    with watched(some_chains(network), Watch(passage=lambda p: ours.append((p.call.name, p.output.clone())))):
+        run(network)
+    wanted: list[tuple[str, torch.Tensor]] = []
+    with by_the_equations(network, lambda name, x: wanted.append((name, x.clone()))):
+        run(network)
+    pairs = list(zip(of_this_call(ours), of_this_call(wanted), strict=False))
+    if pairs and any(same_bits(pairs[-1][1][1], output) for output in block.outputs):
+        wrong = [name for (name, result), (_, right) in pairs if not same_bits(result, right)]
+        return wrong[0] if wrong else block.path
     values = _Values()
-    with plain(network, original), _inside(original.get_submodule(path), values, earlier):
-        forward(original, arguments, training=training, seed=seed)
-    found: list[tuple[str, torch.Tensor]] = []
-
-    def note(passed: Passage) -> None:
-        if passed.call.name.startswith(f"{path} ("):
-            found.append((passed.call.name, passed.output.clone()))
-
-    with watched(some_chains(network), Watch(passage=note)):
-        forward(network, arguments, training=training, seed=seed)
-    segments = len({name for name, _ in found})
-    for name, result in found[earlier * segments : (earlier + 1) * segments]:
+    with plain(network, original), _inside(original.get_submodule(block.path), values, earlier):
+        run(original)
+    for name, result in of_this_call(ours):
         if not any(same_bits(result, value) for value in values.seen):
             return name
-    return path
+    return block.path
 
 
 def plain(network: nn.Module, original: nn.Module) -> contextlib.AbstractContextManager[Any]:

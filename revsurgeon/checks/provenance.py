@@ -33,7 +33,7 @@ def run(subject: Subject) -> Found:
     """Get the source as the manifest names it, and compare every tensor bit for bit; the threshold is 0.
 
     A source on the Hub is taken at the commit that the manifest records. Weights that were cast in the
-    conversion are compared after the same cast. Random weights are drawn again.
+    conversion are compared after the same cast, which must be one for all. Random weights are drawn again.
     """
     if subject.path is None or subject.manifest is None:
         raise Skipped("a network in memory has no recorded source")
@@ -48,9 +48,15 @@ def run(subject: Subject) -> Found:
         yield from _drift_of_source(manifest.source, found)
         read, left = state.get, set(state)
     different: dict[str, str] = {}
+    casts: dict[torch.dtype, torch.dtype] = {}
     for name, tensor in each_tensor(subject.path, manifest):
         theirs = read(name)
-        problem = "the source does not have it" if theirs is None else _difference(tensor, theirs)
+        if theirs is None:
+            problem: str | None = "the source does not have it"
+        elif casts.setdefault(theirs.dtype, tensor.dtype) != tensor.dtype:
+            problem = f"{tensor.dtype}, and others of the source's {theirs.dtype} are {casts[theirs.dtype]}"
+        else:
+            problem = _difference(tensor, theirs)
         if problem is not None:
             different[name] = problem
         left.discard(name)

@@ -28,6 +28,9 @@ EXACT_BETA_STEP = 2.0**-16
 """Exact arithmetic takes the nearest multiple of this as beta."""
 
 
+Note = Callable[[str, torch.Tensor], None]
+
+
 def beta_of(chain: Chain) -> float:
     """The beta that a chain's arithmetic applies."""
     if chain.arithmetic == "exact":
@@ -88,9 +91,10 @@ def _scaled(x: torch.Tensor, alpha: float) -> torch.Tensor:
 class EquationForward:
     """A block's forward by the equations; the streams of a run are handed on through `Streams`."""
 
-    def __init__(self, rewired: RewiredForward, runs: dict[int, Streams]) -> None:
+    def __init__(self, rewired: RewiredForward, runs: dict[int, Streams], note: Note) -> None:
         self.rewired = rewired
         self.runs = runs
+        self.note = note
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block."""
@@ -102,6 +106,7 @@ class EquationForward:
         calls, finish = calls_of(self.rewired, args, kwargs)
         for call in calls:
             run.advance(call)
+            self.note(call.name, run.x.to(run.seen))
         return finish(run.leave())
 
 
@@ -140,9 +145,14 @@ class Streams:
 
 
 @contextlib.contextmanager
-def by_the_equations(model: nn.Module) -> Iterator[nn.Module]:
-    """Have a rewired network run by the equations inside this context, at its chains' coefficients."""
+def by_the_equations(model: nn.Module, note: Note = lambda name, x: None) -> Iterator[nn.Module]:
+    """Have a rewired network run by the equations inside this context, at its chains' coefficients.
+
+    Args:
+        model: rewired.
+        note: is told the name of every segment, and x behind it.
+    """
     runs: dict[int, Streams] = {}
-    forwards = {rewired: EquationForward(rewired, runs) for rewired in rewired_forwards(model)}
+    forwards = {rewired: EquationForward(rewired, runs, note) for rewired in rewired_forwards(model)}
     with replaced_forwards(forwards):
         yield model

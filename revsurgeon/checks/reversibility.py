@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from revsurgeon.checks.check import Check, Found
 from revsurgeon.checks.report import Measurement
 from revsurgeon.checks.steps import error, running
 from revsurgeon.checks.subject import BATCH_SIZES, Subject, can_autocast, words
+from revsurgeon.errors import RevsurgeonError
 from revsurgeon.reversible.arithmetic import Streams
 from revsurgeon.reversible.round_trip import Trip, trips
 from revsurgeon.rewiring.measure import Arguments, at_coefficients
@@ -56,20 +58,26 @@ def _there_and_back(subject: Subject, arguments: Arguments, where: str, autocast
 
 def _whole_way(trip: Trip, where: str, tolerance: float) -> Measurement:
     """The error of the recovered streams, from the end of the chain to its start."""
+    exact = trip.chain.arithmetic == "exact"
     errors: dict[str, float] = {}
-    wrong: str | None = None
-    for index, recovered in trip.back():
-        name, true = trip.names[index], trip.streams[index]
-        errors[name] = _error(recovered, true, exact=trip.chain.arithmetic == "exact")
-        if wrong is None and not errors[name] <= tolerance:
-            wrong = name
+    wrong, detail = None, None
+    try:
+        for index, recovered in trip.back():
+            name = trip.names[index]
+            errors[name] = _error(recovered, trip.streams[index], exact=exact)
+            if wrong is None and not errors[name] <= tolerance:
+                wrong, detail = name, "the first segment on the way back that goes wrong"
+    except RevsurgeonError as error:  # the runtime noticed by itself
+        name = trip.names[-1 - len(errors)]
+        errors[name] = math.inf
+        wrong, detail = wrong or name, detail or error.what
     worst = max(errors, key=lambda name: errors[name])
     return Measurement(
         what=f"relative error of the recovered input of {where}",
         value=errors[worst],
         threshold=tolerance,
         place=wrong or (worst if errors[worst] else None),
-        detail=None if wrong is None else "the first segment on the way back that goes wrong",
+        detail=detail,
         by_segment=dict(reversed(errors.items())),
     )
 
@@ -78,8 +86,11 @@ def _single_steps(trip: Trip, where: str) -> Measurement:
     """The error of one step back from the true streams, relative to both of them."""
     errors: dict[str, float] = {}
     for index, name in enumerate(trip.names):
-        recovered, true = trip.one_step_back(index), trip.streams[index]
-        behind = trip.streams[index + 1]
+        try:
+            recovered, true, behind = trip.one_step_back(index), *trip.streams[index : index + 2]
+        except RevsurgeonError:
+            errors[name] = math.inf
+            continue
         x = _relative(recovered.x, true.x, true.x)
         errors[name] = max(x, _relative(recovered.y, true.y, behind.x, true.y))
         if not _same_layout(recovered, true):

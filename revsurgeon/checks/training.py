@@ -63,6 +63,7 @@ def run(subject: Subject) -> Found:
         f"relative error of the way that {STEPS} steps take",
         GROWTH * subject.gradient_tolerance,
         lambda: trained(stored=True),
+        backwards=False,  # the second step spreads what was wrong in the first one everywhere
     )
 
 
