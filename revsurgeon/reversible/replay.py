@@ -125,11 +125,13 @@ class Replay:
         if not states.equals(after):
             self.random, self.random_after = states, after.digest()
         if known is None:
-            known = changing.known[flags] = {
-                key
+            moved = {
+                key[0]
                 for owner, name, buffer, _, key in before
                 if owner.get(name) is not buffer or not torch.equal(copies[key], buffer)
             }
+            # All buffers of a module that changes one: a running mean of zeros may move only later.
+            known = changing.known[flags] = {key for *_, key in before if key[0] in moved}
         for owner, name, buffer, version, key in before:
             if key in known:
                 self.buffers.append((owner, name, copies[key]))
