@@ -10,6 +10,7 @@ from revsurgeon.checks.report import Measurement
 from revsurgeon.checks.steps import NETWORK_ERRORS, Ran, error, forward, refusal
 from revsurgeon.checks.subject import Subject
 from revsurgeon.checks.thresholds import REPEAT_FACTOR
+from revsurgeon.reversible.coefficients import stored_activations
 from revsurgeon.rewiring.measure import Arguments, at_coefficients
 
 
@@ -36,7 +37,7 @@ def run(subject: Subject) -> Found:
                     told = refusal(problem)
                     yield f"the unrewired network takes no batch of {size} in {_mode(training)} mode: {told}"
                     continue
-                with at_coefficients(network, 1.0, 0.0):
+                with at_coefficients(network, 1.0, 0.0), stored_activations(network):
                     found = forward(network, arguments, training=training, seed=seed)
                 ran += 1
                 what = f"output at (1, 0), {_mode(training)} mode, batch of {size}, seed {seed}"
@@ -64,7 +65,7 @@ def _measured(
     threshold = REPEAT_FACTOR * noise
     off, place, detail = error(found.outputs, expected.outputs), None, None
     if not off <= threshold:
-        with at_coefficients(subject.network, 1.0, 0.0):
+        with at_coefficients(subject.network, 1.0, 0.0), stored_activations(subject.network):
             place = first_difference(subject.network, original, arguments, training=training, seed=seed)
     elif buffers := [n for n, b in expected.buffers.items() if error([found.buffers[n]], [b])]:
         off, place, detail = 1.0, buffers[0], "a buffer is not what it is in the unrewired network"

@@ -43,10 +43,14 @@ class Ran:
 
 
 def forward(model: nn.Module, arguments: Arguments, *, training: bool = False, seed: int = 0) -> Ran:
-    """Run without gradients; buffers and random state are put back."""
-    with running(model, training=training, seed=seed), torch.no_grad():
+    """Run a forward alone; buffers and random state are put back.
+
+    As networks are used: in training mode with gradients enabled, though nothing is kept for them.
+    """
+    kept_nowhere = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: torch.empty(0))
+    with running(model, training=training, seed=seed), torch.set_grad_enabled(training), kept_nowhere:
         outputs = tensors_of(model(*arguments[0], **arguments[1]))
-        return Ran([o.clone() for o in outputs], {}, _buffers(model), torch.get_rng_state())
+        return Ran([o.detach().clone() for o in outputs], {}, _buffers(model), torch.get_rng_state())
 
 
 def step(

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from revsurgeon.checks import Report
 
 EXAMPLES = examples(
-    ("Convert the network that travels with the package, and prove it", "convert demo --mode dr2"),
+    ("Convert the network that travels with the package, then prove it", "convert demo --mode dr2"),
     ("(exit code 0: it passed; 3: a check failed)", "verify demo-dr2"),
-    ("Its weight file is enough", "verify demo-dr2/model.safetensors --only equivalence"),
+    ("A weight file is enough, and one check may be", "verify demo-dr2/model.safetensors --only equivalence"),
     (
         "In CI: a file for the server, one for the pull request",
-        "verify demo-dr2 --offline --quiet --junit verify.xml --markdown verify.md",
+        "verify demo-dr2 --offline --seeds 1 --quiet --junit verify.xml --markdown verify.md",
     ),
-    ("Write the result into the artifact and its model card", "verify demo-dr2 --stamp"),
-    ("Larger than the memory: block by block", "verify demo-dr2 --stream"),
+    ("Write the result into the manifest and the model card", "verify demo-dr2 --only integrity --stamp"),
+    ("Larger than the memory: block by block", "verify demo-dr2 --stream --only reversibility"),
 )
 
 _CHECK_LIST = "; ".join(f"{name}: {says}" for name, says in CHECKS.items())

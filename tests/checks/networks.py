@@ -48,3 +48,19 @@ class Tower(nn.Module):
 
 def tower() -> tuple[nn.Module, Inputs]:
     return Tower(), (torch.randn(2, 5, 8),)
+
+
+class Wide(nn.Module):
+    """A block of 16 MB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(512, 4096)
+        self.second = nn.Linear(4096, 512)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(torch.relu(self.first(x)))
+
+
+def deep() -> tuple[nn.Module, Inputs]:
+    return nn.Sequential(*(Wide() for _ in range(24))), (torch.randn(2, 4, 512),)

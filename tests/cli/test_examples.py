@@ -12,6 +12,7 @@ COMMANDS = [
     (),
     ("convert",),
     ("inspect",),
+    ("verify",),
     ("demo",),
     ("recipes", "list"),
     ("recipes", "show"),
