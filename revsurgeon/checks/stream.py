@@ -26,7 +26,7 @@ from revsurgeon.artifact.read import locate_tensors
 from revsurgeon.checks.report import CheckResult, Measurement, Report, result_of
 from revsurgeon.checks.steps import argument_cast
 from revsurgeon.checks.subject import BATCH_SIZES, Subject
-from revsurgeon.checks.verification import checks_of, made_report, result_of_check
+from revsurgeon.checks.verification import checks_of, made_report, result_of_check, worthwhile_threads
 from revsurgeon.conversion import set_as_recorded, spec_of
 from revsurgeon.errors import UsageError
 from revsurgeon.rewiring import ChainSpec, attach, detach
@@ -65,10 +65,11 @@ def report_by_block(
     by_block = {name: check for name, check in wanted.items() if check.by_block}
     found: dict[str, list[tuple[str, CheckResult]]] = defaultdict(list)
     if manifest is not None and path is not None and by_block:
-        for block in _blocks(subject, manifest, path, device):
-            tell(f"Checking {block.name}")
-            for name, check in by_block.items():
-                found[name].append((block.name, result_of_check(name, check, block, ())))
+        with worthwhile_threads(subject):
+            for block in _blocks(subject, manifest, path, device):
+                tell(f"Checking {block.name}")
+                for name, check in by_block.items():
+                    found[name].append((block.name, result_of_check(name, check, block, ())))
     for name, check in wanted.items():
         if check.needs == "network" and name not in by_block:
             results[name] = CheckResult(name=name, verdict="skipped", reason=_WHOLE, seconds=0.0)

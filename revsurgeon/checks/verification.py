@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +24,9 @@ from revsurgeon.reversible.coefficients import get_coefficients
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+SMALL = 2_000_000
+"""Parameters of a network for which a second thread does not pay."""
 
 Progress = Callable[[str], None]
 Extent = Literal["full", "partial", "quick", "by block"]
@@ -148,15 +153,29 @@ def checks_of(only: Sequence[str] | None) -> Iterator[tuple[str, Check]]:
 def report_of(subject: Subject, only: Sequence[str] | None, tell: Progress, began: float) -> Report:
     """Run the checks on a subject."""
     results: list[CheckResult] = []
-    for name, check in checks_of(only):
-        if name in subject.options.skip and not only:
-            results.append(
-                CheckResult(name=name, verdict="skipped", reason="the recipe leaves it out", seconds=0.0)
-            )
-            continue
-        tell(f"Checking {name}")
-        results.append(result_of_check(name, check, subject, results))
+    with worthwhile_threads(subject):
+        for name, check in checks_of(only):
+            if name in subject.options.skip and not only:
+                reason = "the recipe leaves it out"
+                results.append(CheckResult(name=name, verdict="skipped", reason=reason, seconds=0.0))
+                continue
+            tell(f"Checking {name}")
+            results.append(result_of_check(name, check, subject, results))
     return made_report(subject, results, began)
+
+
+@contextlib.contextmanager
+def worthwhile_threads(subject: Subject) -> Iterator[None]:
+    """Run a small network on one thread: others would only wait, and where cores are busy, long."""
+    before = torch.get_num_threads()
+    if subject.manifest is not None:
+        sizes = [math.prod(record.shape) for record in subject.manifest.tensors.values()]
+        if sum(sizes) < SMALL:
+            torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def made_report(subject: Subject, results: list[CheckResult], began: float) -> Report:
