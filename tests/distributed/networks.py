@@ -28,6 +28,19 @@ class Tapped(Stack):
         return self.head(x), tap
 
 
+class Staged(nn.Module):
+    """One chain through two containers, and what is between these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.first, self.second = (nn.Sequential(Residual(), Residual()) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        tap = self.first(self.stem(x))
+        return self.head(self.second(tap)), tap
+
+
 class Repeated(nn.Module):
     """One block that is called four times, as in ALBERT."""
 
@@ -50,6 +63,7 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "stack": (lambda: Stack(*_four(dropout=0.1)), (5, 8)),
     "stack without dropout": (lambda: Stack(*_four(dropout=0.0)), (5, 8)),
     "tapped": (lambda: Tapped(*_four(dropout=0.1)), (5, 8)),
+    "staged": (Staged, (5, 8)),
     "repeated": (Repeated, (5, 8)),
     "vit": (lambda: timm_vit()[0], (3, 32, 32)),
 }
@@ -85,6 +99,11 @@ def mean_square(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     output = network(inputs)
     outputs = output if isinstance(output, tuple) else (output,)
     return torch.stack([o.float().square().mean() for o in outputs]).sum()
+
+
+def tap_only(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """A loss that reads nothing but the tap."""
+    return network(inputs)[1].square().mean()
 
 
 def backward(

@@ -12,7 +12,7 @@ from torch import nn
 import revsurgeon as rs
 from tests.distributed.networks import backward, batch, different, mean_of_halves, network, share, whole
 from tests.distributed.processes import TwoProcesses
-from tests.distributed.test_fully_sharded import shard
+from tests.distributed.sharded import shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process has no group
 

@@ -1,12 +1,6 @@
-"""FSDP2 (`fully_shard`): two processes with half a batch each find the gradients of one process.
-
-torch.distributed.fsdp is imported where it is used: that takes seconds, and only the two processes need it.
-"""
+"""FSDP2 (`fully_shard`): two processes with half a batch each find the gradients of one process."""
 
 from __future__ import annotations
-
-import contextlib
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +10,6 @@ import revsurgeon as rs
 from tests.distributed.networks import (
     EXACT,
     FLOAT,
-    Loss,
     backward,
     batch,
     different,
@@ -25,48 +18,15 @@ from tests.distributed.networks import (
     mean_square,
     network,
     share,
+    tap_only,
     whole,
 )
 from tests.distributed.processes import TwoProcesses
+from tests.distributed.sharded import WRAPS, reshard_option, shard, sharded_gradients
 from tests.gradients import relative_error
-from tests.models import residual_stack
 
 WAYS = pytest.mark.parametrize("way", [FLOAT, EXACT], ids=["float", "exact"])
 RESHARD = pytest.mark.parametrize("reshard", [None, True, False], ids="reshard_after_forward={}".format)
-WRAPS = ("blocks", "pairs of blocks", "root")
-
-
-def shard(network: nn.Module, wrap: str = "blocks", **options: Any) -> nn.Module:
-    """Call `fully_shard` as people do: bottom up, and last on the root."""
-    from torch.distributed.fsdp import fully_shard
-
-    paths = [path for chain in rs.chains(network) for path in dict.fromkeys(chain.blocks)]
-    blocks = [network.get_submodule(path) for path in paths]
-    if wrap == "blocks":
-        for block in blocks:
-            fully_shard(block, **options)
-    elif wrap == "pairs of blocks":
-        for pair in zip(blocks[::2], blocks[1::2], strict=True):
-            fully_shard(list(pair), **options)
-    fully_shard(network, **options)
-    return network
-
-
-def reshard_option(reshard: bool | None) -> dict[str, Any]:
-    return {} if reshard is None else {"reshard_after_forward": reshard}
-
-
-# -- gradients -----------------------------------------------------------------------------------
-
-
-def sharded_gradients(
-    rank: int, network: nn.Module, kind: str, wrap: str, reshard: bool | None, loss: Loss = mean_square
-) -> dict[str, torch.Tensor]:
-    shard(network, wrap, **reshard_option(reshard))
-    for _ in range(2):  # what is sharded anew after the first step is gathered for the second
-        network.zero_grad()
-        backward(network, share(rank, kind), rank, loss=loss)
-    return gradients(network)
 
 
 @WAYS
@@ -126,10 +86,6 @@ def test_fsdp_accumulates_gradients_without_communication(two_processes: TwoProc
         assert different(found, expected) == []
 
 
-def tap_only(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    return network(inputs)[1].square().mean()
-
-
 @WAYS
 @RESHARD
 def test_blocks_behind_a_tap_are_gathered_when_only_the_tap_is_in_the_loss(
@@ -187,9 +143,6 @@ def test_frozen_parameters_stay_without_a_gradient(two_processes: TwoProcesses) 
         assert different(found, expected) == []
 
 
-# -- training ------------------------------------------------------------------------------------
-
-
 def trained(rank: int, network: nn.Module, reshard: bool | None) -> dict[str, torch.Tensor]:
     shard(network, "blocks", **reshard_option(reshard))
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
@@ -238,178 +191,3 @@ def test_gradients_are_clipped_by_the_norm_of_all_shards(two_processes: TwoProce
     for found_norm, found in two_processes(clipped, network()):
         assert abs(float(found_norm / norm) - 1) < bound
         assert relative_error(found, gradients(alone)) < bound
-
-
-# -- the same as with stored activations -----------------------------------------------------------
-
-
-def both_ways(rank: int, network: nn.Module, options: dict[str, Any], autocast: bool) -> list[list[str]]:
-    """Names of the gradients that differ between reversible and stored, in one sharded network."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
-
-    if "low precision" in options:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        options = {"mp_policy": policy}
-    elif "offload" in options:
-        options = {"offload_policy": CPUOffloadPolicy(pin_memory=False)}
-    elif "mesh" in options:
-        options = {"mesh": init_device_mesh("cpu", options["mesh"], mesh_dim_names=("replicate", "shard"))}
-    shard(network, **options)
-    found = []
-    for stored in (False, True):
-        network.zero_grad()
-        way = rs.stored_activations(network) if stored else contextlib.nullcontext()
-        with way, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            backward(network, share(rank), rank)
-        found.append(gradients(network))
-    return different(*found)
-
-
-POLICIES: dict[str, tuple[dict[str, Any], bool]] = {
-    "parameters gathered in bfloat16": ({"low precision": True}, False),
-    "autocast to bfloat16": ({}, True),
-    "parameters kept on the CPU": ({"offload": True}, False),
-    "sharded in one dimension of a mesh": ({"mesh": (1, 2)}, False),
-    "replicated in one dimension of a mesh": ({"mesh": (2, 1)}, False),
-}
-
-
-@pytest.mark.parametrize("policy", POLICIES)
-def test_exact_gradients_are_those_of_stored_activations_with(
-    two_processes: TwoProcesses, policy: str
-) -> None:
-    assert two_processes(both_ways, network(), *POLICIES[policy]) == [[], []]
-
-
-def both_ways_in_fsdp1(rank: int, network: nn.Module, strategy: str) -> list[list[str]]:
-    from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
-    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-
-    parallel = FullyShardedDataParallel(
-        network,
-        auto_wrap_policy=ModuleWrapPolicy({type(network.blocks[0])}),
-        sharding_strategy=ShardingStrategy[strategy],
-        use_orig_params=True,
-        device_id=torch.device("cpu"),
-    )
-    found = []
-    for stored in (False, True):
-        parallel.zero_grad()
-        with rs.stored_activations(parallel) if stored else contextlib.nullcontext():
-            backward(parallel, share(rank), rank)
-        with FullyShardedDataParallel.summon_full_params(parallel, with_grads=True):
-            found.append(gradients(parallel))
-    assert len(found[0]) == 20
-    return different(*found)
-
-
-@pytest.mark.parametrize("strategy", ["FULL_SHARD", "SHARD_GRAD_OP"])
-def test_exact_gradients_are_those_of_stored_activations_with_the_old_fsdp(
-    two_processes: TwoProcesses, strategy: str
-) -> None:
-    assert two_processes(both_ways_in_fsdp1, network(), strategy) == [[], []]
-
-
-# -- memory ----------------------------------------------------------------------------------------
-
-
-def memory(rank: int, network: nn.Module, sharded: bool) -> tuple[int, int]:
-    """Bytes of the blocks' gathered parameters between forward and backward, and bytes saved for backward."""
-    seen: list[torch.Tensor] = []
-    saved: dict[int, int] = {}
-    if sharded:
-        shard(network, reshard_after_forward=True)
-    for block in network.blocks:
-        block.register_forward_pre_hook(lambda block, _: seen.extend(block.parameters()))
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.data_ptr()] = tensor.numel() * tensor.itemsize
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = mean_square(network, share(rank))
-    between = sum(p.untyped_storage().size() for p in seen)
-    loss.backward()
-    return between, sum(saved.values())
-
-
-def test_nothing_holds_a_blocks_parameters_between_forward_and_backward(two_processes: TwoProcesses) -> None:
-    parameters, saved = memory(0, network(), sharded=False)
-    assert parameters == sum(p.numel() * p.itemsize for p in network().blocks.parameters())
-    for found in two_processes(memory, network(), sharded=True):
-        assert found == (0, saved)
-
-
-# -- what is refused -------------------------------------------------------------------------------
-
-
-def refusal(rank: int, network: nn.Module, how: str) -> str:
-    """The error that a way of sharding ends in."""
-    from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
-
-    cpu = torch.device("cpu")
-
-    try:
-        if how == "part":
-            for block in network.blocks:
-                fully_shard(block.linear)
-            shard(network)
-        elif how == "part after a first step":
-            backward(network, share(rank), rank)
-            for block in network.blocks:
-                fully_shard(block.linear)
-        elif how == "rewired last":
-            plain, inputs = residual_stack()
-            rs.rewire(fully_shard(plain), example_inputs=inputs)
-        elif how == "saved":
-            rs.save(shard(network), "never-written")
-        elif how == "cast output":
-            shard(network, mp_policy=MixedPrecisionPolicy(torch.bfloat16, output_dtype=torch.float32))
-        elif how == "changed weights":
-            return _changed_between(network, share(rank), reshard=True)
-        elif how == "changed whole weights":
-            return _changed_between(network, share(rank), reshard=False)
-        elif how == "flat parameters":
-            network = FullyShardedDataParallel(network, use_orig_params=False, device_id=cpu)
-        else:
-            raise AssertionError(how)
-        backward(network, share(rank), rank)
-    except rs.RevsurgeonError as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
-
-
-def _changed_between(network: nn.Module, inputs: torch.Tensor, reshard: bool) -> str:
-    shard(network, reshard_after_forward=reshard)
-    loss = mean_square(network, inputs)
-    with torch.no_grad():
-        for parameter in network.blocks.parameters():
-            local = getattr(parameter, "to_local", lambda whole=parameter: whole)()
-            local.mul_(1.5)
-    loss.backward()
-    return "no error"
-
-
-REFUSED = {
-    "part": "UnsupportedModelError: a part of block 'blocks.0' is sharded on its own.",
-    "part after a first step": "UnsupportedModelError: a part of block 'blocks.0' is sharded on its own.",
-    "rewired last": "UnsupportedModelError: FSDPStack is sharded already.",
-    "saved": "UnsupportedModelError: FSDPStack is sharded: no process has all of its weights.",
-    "flat parameters": "shows the parameters that it shards only with use_orig_params=True",
-    "cast output": "ChainBrokenError: block 'blocks.1' was not handed what the block before it returned.",
-    "changed weights": "ChainBrokenError: recomputing a segment of 'blocks' gave other bits",
-    "changed whole weights": "ChainBrokenError: a parameter or an argument was changed in place",
-}
-
-
-@pytest.mark.parametrize("how", REFUSED)
-def test_what_cannot_be_right_is_refused(two_processes: TwoProcesses, how: str) -> None:
-    for found in two_processes(refusal, network(), how):
-        assert REFUSED[how] in found
-
-
-@pytest.mark.xfail(strict=True, reason="FSDP2 gathers the new values under the version of the old ones")
-def test_changed_weights_are_noticed_in_float_arithmetic_too(two_processes: TwoProcesses) -> None:
-    for found in two_processes(refusal, network(way=FLOAT), "changed weights"):
-        assert "ChainBrokenError" in found

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +31,14 @@ def options(source: Path, strategy: str, checkpoint: Path) -> list[str]:
     return [str(word) for pair in told.items() for word in pair]
 
 
-def launched(*arguments: str) -> subprocess.Popen[str]:
+ONE_MACHINE = ("--standalone", "--nproc-per-node", "2")
+
+
+def launched(arguments: Sequence[str], machines: Sequence[str] = ONE_MACHINE) -> subprocess.Popen[str]:
     """Start the script under torchrun, in a session of its own, so that nothing of it can stay behind."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(SCRIPT),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", *machines, str(SCRIPT), *arguments]
     return subprocess.Popen(
-        [*command, *arguments],
+        command,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -73,7 +71,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_run(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """An uninterrupted run with FSDP2: the folder that it wrote to, and what it printed."""
     folder = tmp_path_factory.mktemp("whole")
-    (printed,) = outputs([launched(*options(source, "fsdp", folder), "--output", str(folder / "finetuned"))])
+    (printed,) = outputs(
+        [launched([*options(source, "fsdp", folder), "--output", str(folder / "finetuned")])]
+    )
     return folder, printed
 
 
@@ -130,22 +130,54 @@ def test_a_run_resumed_with_another_strategy_ends_where_the_whole_one_does(
     whole_run: tuple[Path, str], source: Path, tmp_path: Path
 ) -> None:
     whole, printed = whole_run
-    resumed = launched(*options(source, "ddp", halfway(whole, tmp_path)), "--resume")
-    (said,) = outputs([resumed])
+    (said,) = outputs([launched([*options(source, "ddp", halfway(whole, tmp_path)), "--resume"])])
+    assert steps(said) == steps(printed)[2:]
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.fixture(scope="module")
+def whole_ddp_run(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ddp")
+    outputs([launched(options(source, "ddp", folder))])
+    return folder
+
+
+@pytest.mark.slow
+def test_both_strategies_end_at_the_same_weights(whole_run: tuple[Path, str], whole_ddp_run: Path) -> None:
+    assert_same_end(whole_ddp_run, whole_run[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [("fsdp", "fsdp"), ("ddp", "ddp"), ("ddp", "fsdp")])
+def test_any_strategy_resumes_what_any_has_written(
+    whole_run: tuple[Path, str], whole_ddp_run: Path, source: Path, tmp_path: Path, before: str, after: str
+) -> None:
+    whole, printed = whole_run
+    halfway(whole if before == "fsdp" else whole_ddp_run, tmp_path)
+    (said,) = outputs([launched([*options(source, after, tmp_path), "--resume"])])
     assert steps(said) == steps(printed)[2:]
     assert_same_end(tmp_path, whole)
 
 
 @pytest.mark.slow
-def test_every_strategy_resumes_what_any_has_written(
+def test_two_machines_are_each_started_by_the_same_command(
     whole_run: tuple[Path, str], source: Path, tmp_path: Path
 ) -> None:
     whole, printed = whole_run
-    outputs([launched(*options(source, "ddp", tmp_path / "ddp"))])
-    assert_same_end(tmp_path / "ddp", whole)
-    for before in (whole, tmp_path / "ddp"):
-        for strategy in ("fsdp", "ddp"):
-            folder = halfway(before, tmp_path / f"{before.name}-{strategy}")
-            (said,) = outputs([launched(*options(source, strategy, folder), "--resume")])
-            assert steps(said) == steps(printed)[2:]
-            assert_same_end(folder, whole)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"localhost:{probe.getsockname()[1]}"
+    machines = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "demo"]
+    machines += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint]
+    said = outputs([launched(options(source, "fsdp", tmp_path), machines) for _ in range(2)])
+    assert steps("".join(said)) == steps(printed)
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize("page", [SCRIPT, ROOT / "docs" / "distributed.md"], ids=lambda page: page.name)
+def test_the_commands_that_are_shown_are_ones_that_the_script_takes(page: Path) -> None:
+    from benchmarks.train_distributed import parsed
+
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    shown = re.findall(r"torchrun .* benchmarks/train_distributed\.py (.*)", text)
+    assert [parsed(shlex.split(words)).checkpoint for words in shown] == [Path("runs/demo")] * 2
