@@ -48,7 +48,7 @@ def draw(document: dict[str, Any], target: Path) -> None:
         name for name in SUBJECTS if (name, "stored") in rows
     ]
     ways = [way for way in WAYS if any(key[1] == way for key in rows)]
-    depths = {name: depth for name, depth in DEPTHS.items() if (name, "stored") in rows}
+    depths = {name: depth for name, depth in DEPTHS.items() if any(key[0] == name for key in rows)}
     with pyplot.rc_context({"font.size": 8.5, "axes.spines.top": False, "axes.spines.right": False}):
         bands = -(-len(panels) // 3)
         heights = [0.27 * len(ways) + 0.3] * bands + [2.9]
