@@ -33,6 +33,7 @@ class Tape:
         self.streams: Streams | None = None  # the latest ones, while the chain runs
         self._end: Held | None = None
         self._cursor: tuple[int, Streams] | None = None
+        self._unpacked: tuple[int, Streams] | None = None  # what `previous_x` found stored
         self._largest = float("inf")  # magnitude on the grid; known when the range was checked
         self._start_y: torch.Tensor | None = None
         self._checks: list[tuple[str, torch.Tensor, torch.Tensor]] = []
@@ -120,16 +121,17 @@ class Tape:
 
     def previous_x(self, index: int, streams: Streams) -> torch.Tensor:
         """x before segment `index`: x_{i-1} = y_i / beta, or stored there."""
-        if index - 1 in self._anchors:
-            return self._at(index - 1)[1].x
+        self._unpacked = self._at(index - 1) if index - 1 in self._anchors else None
+        if self._unpacked is not None:
+            return self._unpacked[1].x
         record = self.records[index]
         kept = record.kept.tensors()[0] if record.kept else None
         return self.arithmetic.previous_x(streams, kept, record.stride_x)
 
     def step_back(self, index: int, streams: Streams, x: torch.Tensor, g: torch.Tensor) -> None:
         """Complete the streams before segment `index`: y_{i-1} = x_i - G_i."""
-        if index - 1 in self._anchors:
-            self._cursor = self._at(index - 1)
+        if self._unpacked is not None:  # once: an activation checkpoint around the chain allows no more
+            self._cursor, self._unpacked = self._unpacked, None
             return
         record = self.records[index]
         y = self.arithmetic.previous_y(streams, g.detach(), record.stride_y)

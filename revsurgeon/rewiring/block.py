@@ -47,6 +47,7 @@ class PlannedSegment:
     memory: SegmentMemory = field(default_factory=SegmentMemory)
     _compiled: tuple[dict[str, Any], Callable[..., torch.Tensor]] | None = None
     _dimensions: dict[torch.Size, int | None] = field(default_factory=dict)
+    _made_of: list[Any] = field(default_factory=list)
 
     def bind(self, block: nn.Module, leaves: list[Any], options: dict[str, Any] | None = None) -> SegmentCall:
         """The segment for one call of the live block, compiled if there are options for torch.compile."""
@@ -56,6 +57,9 @@ class PlannedSegment:
 
     def cut(self, call: SegmentCall, x: torch.Tensor, alpha: float, count: int) -> None:
         """Have a call run in `count` pieces, if that is the same as running it whole."""
+        made_of = [(m, *m._forward_hooks, *m._forward_pre_hooks) for m in call.uses()[1]]
+        if made_of != self._made_of:  # other layers may mix what these kept apart
+            self._made_of, self._dimensions = made_of, {}
         if x.shape not in self._dimensions:
             whole = replace(call, function=self.function)
             self._dimensions[x.shape] = independent_dimension(whole, x, alpha)
