@@ -29,6 +29,8 @@ def both_ways(rank: int, network: nn.Module, options: dict[str, Any], autocast: 
         options = {"offload_policy": CPUOffloadPolicy(pin_memory=False)}
     elif "mesh" in options:
         options = {"mesh": init_device_mesh("cpu", options["mesh"], mesh_dim_names=("replicate", "shard"))}
+    elif "compiled" in options:
+        rs.compile_segments(network, backend=options.pop("compiled"))
     shard(network, **options)
     found = []
     for stored in (False, True):
@@ -44,13 +46,17 @@ def both_ways(rank: int, network: nn.Module, options: dict[str, Any], autocast: 
 POLICIES: dict[str, tuple[dict[str, Any], bool]] = {
     "parameters gathered in bfloat16": ({"low precision": True}, False),
     "autocast to bfloat16": ({}, True),
+    "compiled segments": ({"compiled": "aot_eager"}, False),
     "parameters kept on the CPU": ({"offload": True}, False),
     "sharded in one dimension of a mesh": ({"mesh": (1, 2)}, False),
     "replicated in one dimension of a mesh": ({"mesh": (2, 1)}, False),
 }
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param(p, marks=pytest.mark.slow) if p == "compiled segments" else p for p in POLICIES],
+)
 def test_exact_gradients_are_those_of_stored_activations_with(
     two_processes: TwoProcesses, policy: str
 ) -> None:
