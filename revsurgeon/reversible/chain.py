@@ -291,11 +291,14 @@ def _refuse_transforms() -> None:
         what = "forward-mode differentiation (jvp)"
     elif torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is not None:
         what = "torch.func (grad, vjp, vmap, ...)"
+    elif torch.is_grad_enabled() and (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+        what = "tracing with gradients (torch.jit.trace, torch.export)"
     else:
         return
     raise RevsurgeonError(
         f"{what} does not go through a reversible chain.",
-        hint="Use torch.autograd, which does. torch.vmap works inside torch.no_grad().",
+        hint="Use torch.autograd, which does. torch.vmap, torch.jit.trace and torch.export work inside "
+        "torch.no_grad().",
     )
 
 

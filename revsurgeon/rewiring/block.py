@@ -164,6 +164,11 @@ class RewiredForward:
         """Run the block's segments on its chain."""
         refuse_sharded_parts(self.block, self.path)
         x = args[self._position] if len(args) > self._position else kwargs[self.stream]
+        if not isinstance(x, torch.Tensor):
+            raise UnsupportedModelError(
+                f"block {self.path!r} was called with a {type(x).__name__} in place of a tensor.",
+                hint="torch.fx cannot follow a rewired network. Forward hooks give features from the middle.",
+            )
         run = self.chain.enter(self.path, x)
         try:
             leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -217,6 +222,11 @@ class RewiredForward:
         )
 
     def _make_plan(self, args: Any, kwargs: Any, leaves: list[Any], x: torch.Tensor) -> Plan:
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            raise UnsupportedModelError(
+                f"block {self.path!r} has not run in this mode before the network is traced.",
+                hint="Run the network once before, in evaluation mode and inside torch.no_grad().",
+            )
         stream = next(i for i, leaf in enumerate(leaves) if leaf is x)
         try:
             check_arguments(args, kwargs)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.composition.agreement import (
     assert_agree,
@@ -50,6 +51,8 @@ MODES: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "deterministic algorithms": deterministic_algorithms,
     "activations saved on the CPU": torch.autograd.graph.save_on_cpu,
     "saved-tensor hooks": lambda: torch.autograd.graph.saved_tensors_hooks(renamed, lambda p: p[1]),
+    "counting operations": lambda: FlopCounterMode(display=False),
+    "profiling": torch.profiler.profile,
     "one thread of autograd": lambda: torch.autograd.set_multithreading_enabled(False),
     "mutation on saved tensors allowed": torch.autograd.graph.allow_mutation_on_saved_tensors,
 }

@@ -1,10 +1,13 @@
-"""torch.jit.trace and torch.export of a rewired network: for inference, after one forward."""
+"""torch.jit.trace, torch.export and torch.fx of a rewired network: for inference, after one forward."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch import nn
 
 import revsurgeon as rs
 from tests.composition.agreement import both_arithmetics, rewired, stack
@@ -13,7 +16,7 @@ both_networks = pytest.mark.parametrize("name", ["residual stack", "timm vit"])
 at_beta = pytest.mark.parametrize("plain", [False, True], ids=["beta above 0", "beta 0"])
 
 
-def for_inference(name: str, arithmetic: str, plain: bool) -> tuple[torch.nn.Module, torch.Tensor]:
+def for_inference(name: str, arithmetic: str, plain: bool) -> tuple[nn.Module, torch.Tensor]:
     in_evaluation = {"training": False}
     network, inputs = (
         stack(arithmetic, **in_evaluation)
@@ -54,12 +57,36 @@ def test_a_network_exported_after_one_forward_computes_the_same(
             assert torch.equal(exported(other), network(other))
 
 
+TRACERS: dict[str, Callable[[nn.Module, torch.Tensor], Any]] = {
+    "jit": torch.jit.trace,
+    "export": lambda network, x: torch.export.export(network, (x,), strict=False),
+}
+
+
 @both_arithmetics
+@pytest.mark.parametrize("tracer", TRACERS)
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*")
-def test_a_trace_before_any_forward_is_refused(arithmetic: str) -> None:
+def test_a_trace_before_any_forward_is_refused(arithmetic: str, tracer: str) -> None:
     network, x = for_inference("residual stack", arithmetic, plain=False)
-    with torch.no_grad(), pytest.raises(DataDependentOutputException):
-        torch.jit.trace(network, x)
+    with torch.no_grad(), pytest.raises(rs.UnsupportedModelError, match="Run the network once"):
+        TRACERS[tracer](network, x)
+
+
+@both_arithmetics
+@pytest.mark.parametrize("tracer", TRACERS)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace.*")
+def test_a_trace_with_gradients_is_refused(arithmetic: str, tracer: str) -> None:
+    network, x = for_inference("residual stack", arithmetic, plain=False)
+    network(x)
+    with pytest.raises(rs.RevsurgeonError, match="tracing with gradients"):
+        TRACERS[tracer](network, x)
+
+
+@both_arithmetics
+def test_torch_fx_is_refused_by_name(arithmetic: str) -> None:
+    network, _ = for_inference("residual stack", arithmetic, plain=False)
+    with pytest.raises(rs.UnsupportedModelError, match=r"torch\.fx cannot follow a rewired network"):
+        torch.fx.symbolic_trace(network)
 
 
 @both_arithmetics
