@@ -14,6 +14,7 @@ from revsurgeon.checks.subject import Options, Subject
 from revsurgeon.conversion import origin_of
 from revsurgeon.errors import UsageError
 from revsurgeon.reversible.coefficients import some_chains
+from revsurgeon.rewiring.wrappers import unwrapped
 from revsurgeon.sources.inputs import InputSpec
 
 
@@ -29,7 +30,7 @@ def network_subject(
     """A network in memory, to be verified where it is; it is left as it was found.
 
     Args:
-        network: rewired.
+        network: rewired; also wrapped in `DistributedDataParallel` or by `torch.compile`.
         options: how to verify.
         example_inputs: to run it on; None takes what the artifact that it was loaded from says.
         inputs: as `--input` takes them.
@@ -39,6 +40,7 @@ def network_subject(
         UnsupportedModelError: it was not rewired.
         UsageError: nothing says what it takes, or it would have to be moved.
     """
+    network = unwrapped(network)
     some_chains(network)
     place = next((p.device for p in network.parameters()), torch.device("cpu"))
     if dtype is not None or (device is not None and device.type != place.type):
