@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from revsurgeon.anatomy import Anatomy, inspect
     from revsurgeon.checks import Report, verify
     from revsurgeon.conversion import convert, load, save
-    from revsurgeon.errormap import ErrorMap, errmap
+    from revsurgeon.errormap import ErrorMap
+    from revsurgeon.errormap.run import errmap
     from revsurgeon.recipes import Recipe, load_recipe
     from revsurgeon.reversible.coefficients import (
         chains,
@@ -53,7 +54,7 @@ _HOME = {
     "load": "revsurgeon.conversion",
     "save": "revsurgeon.conversion",
     "ErrorMap": "revsurgeon.errormap",
-    "errmap": "revsurgeon.errormap",
+    "errmap": "revsurgeon.errormap.run",
     "Recipe": "revsurgeon.recipes",
     "load_recipe": "revsurgeon.recipes",
     "chains": "revsurgeon.reversible.coefficients",

@@ -8,20 +8,19 @@ that is said by a colour is also said by a line, a mark or a number.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revsurgeon.errormap.error_map import ErrorMap
 from revsurgeon.errormap.growth import FINE, GARBAGE
+from revsurgeon.errormap.pictures import check_picture
 from revsurgeon.errormap.short import short_number
 from revsurgeon.errormap.ways import DASHES, draw_legend, draw_ways
-from revsurgeon.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Panel
     from matplotlib.figure import Figure
-
-PICTURES = (".png", ".svg", ".pdf")
 
 TITLES = {
     "relative": "relative gradient error",
@@ -33,6 +32,7 @@ TITLES = {
 
 _NUMBERS_UP_TO = 13  # cells an axis; with more, numbers in them would overlap
 _TICKS_UP_TO = 13
+_CHARACTERS_ACROSS = 48
 
 
 def draw(found: ErrorMap, path: Path, *, metric: str = "relative", chain: str | None = None) -> Path:
@@ -49,39 +49,39 @@ def draw(found: ErrorMap, path: Path, *, metric: str = "relative", chain: str | 
     """
     check_picture(path)
     found.check(metric, found.arithmetics[0], chain)
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    settings: Any = {"font.size": 8.5, "svg.hashsalt": "revsurgeon", "hatch.linewidth": 0.6}
-    with pyplot.rc_context(settings):
-        count = len(found.arithmetics) + 1
-        figure, panels = pyplot.subplots(1, count, figsize=(5.1 * count, 5.3), layout="constrained")
-        for panel, arithmetic in zip(panels, found.arithmetics, strict=False):
-            _draw_errors(figure, panel, found, metric, arithmetic, chain)
-        _draw_drift(figure, panels[-1], found)
-        for panel in panels:
-            draw_ways(panel, found)
-        draw_legend(figure, found)
-        of = found.name if chain is None else f"{found.name}, chain {chain}"
-        segments = ", ".join(str(c["segments"]) for c in found.configuration["chains"])
-        figure.suptitle(f"{of}  ({segments} segments)", fontsize=10)
-        # Neither date nor version in the file: the same map gives the same bytes.
-        clean = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    # Neither date nor version in the file: the same map gives the same bytes.
+    clean = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with settings():
+        figure = figure_of(found, metric, chain)
         figure.savefig(path, dpi=140, metadata=clean[path.suffix.lower()])
-        pyplot.close(figure)
     return path
 
 
-def check_picture(path: Path) -> None:
-    """Refuse a file that is not a picture, before anything is measured.
+def settings() -> AbstractContextManager[None]:
+    """What matplotlib is to be set to while a map is drawn."""
+    import matplotlib
 
-    Raises:
-        UsageError: it does not end in .png, .svg or .pdf.
-    """
-    if path.suffix.lower() not in PICTURES:
-        raise UsageError(f"{path.name!r} is no picture.", hint=f"End it in {', '.join(PICTURES)}.")
+    chosen: Any = {"font.size": 8.5, "svg.hashsalt": "revsurgeon", "hatch.linewidth": 0.6}
+    return matplotlib.rc_context(chosen)
+
+
+def figure_of(found: ErrorMap, metric: str, chain: str | None) -> Figure:
+    """Draw without pyplot, whose windows and backend belong to whoever calls this."""
+    from matplotlib.figure import Figure
+
+    count = len(found.arithmetics) + 1
+    figure = Figure(figsize=(5.1 * count, 5.3), layout="constrained")
+    panels = figure.subplots(1, count)
+    for panel, arithmetic in zip(panels, found.arithmetics, strict=False):
+        _draw_errors(figure, panel, found, metric, arithmetic, chain)
+    _draw_drift(figure, panels[-1], found)
+    for panel in panels:
+        draw_ways(panel, found)
+    draw_legend(figure, found)
+    of = found.name if chain is None else f"{found.name}, chain {chain}"
+    segments = ", ".join(str(c["segments"]) for c in found.configuration["chains"])
+    figure.suptitle(f"{of}  ({segments} segments)", fontsize=10)
+    return figure
 
 
 def _draw_errors(
@@ -141,8 +141,9 @@ def _draw_drift(figure: Figure, panel: Panel, found: ErrorMap) -> None:
     panel.set_title("drift: distance of the output from the pretrained network's", fontsize=9, loc="left")
     bits = [row[0] for row in found.values("bits")]
     right = panel.secondary_yaxis("right")
-    places = [i for i in _ticks(len(bits)) if bits[i] is not None]
-    right.set_yticks(places, [str(bits[i]) for i in places])
+    labels = ["" if number is None else str(number) for number in bits]
+    places = _ticks(labels)
+    right.set_yticks(places, [labels[i] for i in places])
     right.set_ylabel("exact: bits an element and segment", labelpad=1)
     right.tick_params(length=2)
 
@@ -187,11 +188,12 @@ def _draw_cells(
                     fontsize=min(8.5, 74 / max(largest, 8)), color="black" if bright else "white",
                     path_effects=[withStroke(linewidth=1.2, foreground=shades.to_rgba(shown[row, column]))],
                 )  # fmt: skip
-    for ticks, labels, put in (
-        (_ticks(len(axes.alphas)), axes.alphas, panel.set_xticks),
-        (_ticks(len(axes.betas)), axes.betas, panel.set_yticks),
+    for labels, room, put in (
+        ([f"{alpha:.4g}" for alpha in axes.alphas], _CHARACTERS_ACROSS, panel.set_xticks),
+        ([f"{beta:.4g}" for beta in axes.betas], None, panel.set_yticks),
     ):
-        put(ticks, [f"{labels[i]:.4g}" for i in ticks])
+        ticks = _ticks(labels, room)
+        put(ticks, [labels[i] for i in ticks])
     panel.set_xlim(-0.5, len(axes.alphas) - 0.5)
     panel.set_ylim(-0.5, len(axes.betas) - 0.5)
     panel.set_xlabel("alpha (original skips)")
@@ -199,9 +201,14 @@ def _draw_cells(
     return shades
 
 
-def _ticks(count: int) -> list[int]:
-    step = max(1, math.ceil((count - 1) / (_TICKS_UP_TO - 1))) if count > 1 else 1
-    return list(range(0, count, step))
+def _ticks(labels: list[str], characters: int | None = None) -> list[int]:
+    """Every so many labels that they do not touch, beside each other or above each other."""
+    for step in range(1, len(labels) + 1):
+        shown = labels[::step]
+        wide = characters is not None and sum(len(label) + 1 for label in shown) > characters
+        if len(shown) <= _TICKS_UP_TO and not wide:
+            break
+    return list(range(0, len(labels), step))
 
 
 def _decades(values: list[list[float | None]]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """The files of a map: JSON with everything, CSV for spreadsheets. Both are whole at any moment.
 
-They are written anew beside themselves with every point and renamed over, so that a run that is killed leaves
+They are written anew beside themselves as points come and renamed over, so that a run that is killed leaves
 the points that were done, and a run that goes on begins with them.
 """
 
@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,27 @@ from revsurgeon.errors import UsageError
 
 COLUMNS = ("alpha", "beta", "drift", "bits", "exact_bytes", "arithmetic", "chain", *METRICS, "anchors_every")
 _LARGEST_FILE = 2**28
+
+
+class Keeper:
+    """Writes a growing map as often as is cheap: so that at most a twentieth of the time goes into it.
+
+    Args:
+        stem: of the files; None writes nothing.
+    """
+
+    def __init__(self, stem: Path | None) -> None:
+        self.stem = stem
+        self._due = 0.0
+
+    def keep(self, found: ErrorMap, *, now: bool = False) -> None:
+        """Write the map if it is time to, or in any case."""
+        began = time.monotonic()
+        if self.stem is None or not (now or began >= self._due):
+            return
+        write_results(found, self.stem)
+        ended = time.monotonic()
+        self._due = ended + 20.0 * (ended - began)
 
 
 def write_results(found: ErrorMap, stem: Path) -> None:

@@ -12,7 +12,7 @@ from revsurgeon.anatomy.probe import ExampleInputs
 from revsurgeon.errormap.error_map import ErrorMap
 from revsurgeon.errormap.grid import make_axes
 from revsurgeon.errormap.point import ARITHMETICS
-from revsurgeon.errormap.results import continued, write_results
+from revsurgeon.errormap.results import Keeper, continued
 from revsurgeon.errormap.subject import subject_of
 from revsurgeon.errormap.sweep import Sweep
 from revsurgeon.errormap.workers import measure_points
@@ -36,6 +36,8 @@ def errmap(
     random_weights: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    allow_python: bool = False,
+    chain: str | None = None,
     jobs: int = 1,
     output: str | Path | None = None,
     resume: bool = False,
@@ -61,9 +63,11 @@ def errmap(
         real_input: an .npy or .pt file with a batch, in place of random inputs.
         dtype: cast weights and inputs: "float32", "float64", "float16" or "bfloat16".
         recipe, revision, random_weights, allow_pickle, trust_remote_code: of a source, as in `convert`.
+        allow_python: call the factory of user code that an artifact names.
+        chain: one that is to be looked at; a network without it is refused before anything is measured.
         jobs: processes to measure in, one torch thread each. With more than one, a script needs its
             ``if __name__ == "__main__":``, as always with spawned processes.
-        output: write OUTPUT.json and OUTPUT.csv, again with every point; None writes nothing.
+        output: write OUTPUT.json and OUTPUT.csv, as points come; None writes nothing.
         resume: go on with the map in OUTPUT.json.
         force: replace it.
         tell: is told what happens next, in words.
@@ -105,6 +109,7 @@ def errmap(
         random_weights=random_weights,
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
+        allow_python=allow_python,
     )
     if not any(p.requires_grad for p in subject.model.parameters()):
         raise UsageError(f"no parameter of {subject.name} needs a gradient, so there is none to measure.")
@@ -114,25 +119,27 @@ def errmap(
         "betas": list(axes.betas),
         "arithmetics": list(arithmetics),
     }
-    stem = None if output is None else Path(output)
     found = ErrorMap(configuration)
-    if stem is not None:
-        found = continued(stem, configuration, resume=resume, force=force)
-        write_results(found, stem)  # what cannot be written is found out now
+    found.check("drift", chain=chain)
+    if output is not None:
+        found = continued(Path(output), configuration, resume=resume, force=force)
+    keeper = Keeper(None if output is None else Path(output))
+    keeper.keep(found, now=True)  # what cannot be written is found out before anything is measured
     missing, total = found.missing, len(axes.points)
     say(f"Measuring {len(missing)} of {total} points")
     report = progress or (lambda done, of: None)
     report(total - len(missing), total)
-    sweep = Sweep.of(subject.model, subject.arguments, arithmetics)
-    with contextlib.closing(measure_points(sweep, missing, jobs)) as points:
-        for point in points:
-            found.grid[point.alpha, point.beta] = point
-            if stem is not None:
-                write_results(found, stem)
-            report(len(found.grid), total)
-    chosen = found.recommended
-    if chosen is not None and chosen.route.arithmetic == "exact" and "exact" not in arithmetics:
-        found.exact_failure = sweep.exact_fails(*chosen.route.start)
-    if stem is not None:
-        write_results(found, stem)
+    try:
+        sweep = Sweep.of(subject.model, subject.arguments, arithmetics)
+        with contextlib.closing(measure_points(sweep, missing, jobs)) as points:
+            for point in points:
+                found.grid[point.alpha, point.beta] = point
+                keeper.keep(found)
+                report(len(found.grid), total)
+        chosen = found.recommended
+        if chosen is not None and chosen.route.arithmetic == "exact" and "exact" not in arithmetics:
+            found.exact_failure = sweep.exact_fails(*chosen.route.start)
+    finally:
+        keeper.keep(found, now=True)
+        report(len(found.grid), total)  # what was kept, also of a map that was stopped
     return found

@@ -81,6 +81,7 @@ def subject_of(
     random_weights: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    allow_python: bool = False,
 ) -> Subject:
     """Load an artifact, rewire a source in memory, or take a network as it is.
 
@@ -110,7 +111,8 @@ def subject_of(
                 f"{told[0]} was asked for, but {path_or_model} is rewired already.",
                 hint="Those options are for a source, such as timm:NAME.",
             )
-        return _of_artifact(Path(path_or_model), inputs, real_input, dtype, trust_remote_code)
+        model = load(path_or_model, allow_python=allow_python, trust_remote_code=trust_remote_code)
+        return _of_artifact(model, Path(path_or_model), inputs, real_input, dtype)
     found = resolve(
         str(path_or_model),
         revision=revision,
@@ -138,9 +140,12 @@ def is_artifact(path: str | Path) -> bool:
 
 
 def _of_artifact(
-    path: Path, inputs: Sequence[str] | None, real_input: str | Path | None, dtype: str | None, trust: bool
+    model: nn.Module,
+    path: Path,
+    inputs: Sequence[str] | None,
+    real_input: str | Path | None,
+    dtype: str | None,
 ) -> Subject:
-    model = load(path, trust_remote_code=trust)
     origin = origin_of(model)
     assert origin is not None  # `load` sets it
     spec = InputSpec.from_dict(origin.inputs) if origin.inputs else InputSpec()

@@ -3,7 +3,7 @@
 At each point the stored gradients are computed once for each arithmetic, and every measure, chain and block
 is taken from that one pair of gradients. The two arithmetics have a reference each, because they are two
 networks: exact streams are rounded to a grid, so float gradients are some 1e-6 away from theirs. The
-drift comes from the same forward; the pretrained network's output is computed once for the whole map.
+drift comes from the same forward; the pretrained network's output is computed once.
 """
 
 from __future__ import annotations
@@ -44,38 +44,27 @@ class Sweep:
         model: rewired; left as it was found.
         arguments: of its forward.
         arithmetics: "float", "exact" or both.
-        pretrained: the outputs at (1, 0).
         elements: of a stream of each chain.
     """
 
     model: nn.Module
     arguments: Arguments
     arithmetics: Sequence[str]
-    pretrained: list[torch.Tensor]
     elements: list[int]
+    _pretrained: list[torch.Tensor] | None = None
 
     @classmethod
     def of(cls, model: nn.Module, arguments: Arguments, arithmetics: Sequence[str]) -> Sweep:
-        """Run the pretrained network once."""
-        elements: dict[int, int] = {}
-        handles = []
-        for chain in some_chains(model):
-            block = model.get_submodule(chain.blocks[-1])
-            place = block.__dict__["forward"].output
+        """Run the network once, to learn how large its streams are."""
+        return cls(model, arguments, arithmetics, _stream_elements(model, arguments))
 
-            def note(
-                module: nn.Module, args: object, output: object, chain: Chain = chain, place: int = place
-            ) -> None:
-                elements[id(chain)] = pytree.tree_leaves(output)[place].numel()
-
-            handles.append(block.register_forward_hook(note))
-        try:
-            with at_coefficients(model, 1.0, 0.0):
-                pretrained = output_tensors(model, arguments)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return cls(model, arguments, arithmetics, pretrained, [elements[id(c)] for c in some_chains(model)])
+    @property
+    def pretrained(self) -> list[torch.Tensor]:
+        """The outputs at (1, 0), computed in the process, and with the threads, that measures."""
+        if self._pretrained is None:
+            with at_coefficients(self.model, 1.0, 0.0):
+                self._pretrained = output_tensors(self.model, self.arguments)
+        return self._pretrained
 
     def measure(self, alpha: float, beta: float) -> Point:
         """Measure one point; float reversal without anchors, so that it is seen where they are needed."""
@@ -157,6 +146,28 @@ class Sweep:
             elements * 2 * _BYTES_OF_A_STREAM + sum(chain.segments) * (-(-elements // 8) * bits)
             for chain, elements in zip(some_chains(self.model), self.elements, strict=True)
         )
+
+
+def _stream_elements(model: nn.Module, arguments: Arguments) -> list[int]:
+    elements: dict[int, int] = {}
+    handles = []
+    for chain in some_chains(model):
+        block = model.get_submodule(chain.blocks[-1])
+        place = block.__dict__["forward"].output
+
+        def note(
+            module: nn.Module, args: object, output: object, chain: Chain = chain, place: int = place
+        ) -> None:
+            elements[id(chain)] = pytree.tree_leaves(output)[place].numel()
+
+        handles.append(block.register_forward_hook(note))
+    try:
+        with at_coefficients(model, 1.0, 0.0):
+            output_tensors(model, arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [elements[id(chain)] for chain in some_chains(model)]
 
 
 @contextlib.contextmanager

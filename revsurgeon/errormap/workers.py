@@ -35,12 +35,31 @@ def measure_points(sweep: Sweep, places: Sequence[tuple[float, float]], jobs: in
         RevsurgeonError: a process died.
     """
     if jobs == 1 or len(places) < 2:
-        yield from (sweep.measure(alpha, beta) for alpha, beta in places)
+        with _fitting_threads(sweep):
+            yield from (sweep.measure(alpha, beta) for alpha, beta in places)
         return
     with tempfile.TemporaryDirectory(prefix="revsurgeon-errmap-") as folder:
         file = Path(folder) / "sweep.pt"
         _write(sweep, file)
         yield from _from_processes(file, places, min(jobs, len(places)))
+
+
+_SMALL = 2**15
+"""Elements of a stream up to which a second thread costs more, in waiting, than it brings."""
+
+
+@contextlib.contextmanager
+def _fitting_threads(sweep: Sweep) -> Iterator[None]:
+    """Measure small networks with one thread, others with as many as torch has."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        if max(sweep.elements) <= _SMALL:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write(sweep: Sweep, file: Path) -> None:
