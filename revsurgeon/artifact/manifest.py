@@ -66,7 +66,7 @@ class ChainRecord(BaseModel):
         default=20, description="Grid points per unit in exact arithmetic, as a power of two."
     )
     anchors: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="In float arithmetic, streams are stored every so many segments; 0: at the end."
+        default=0, description="In float arithmetic, streams are stored every so many segments (0: never)."
     )
     chunks: Annotated[int, Field(ge=1)] = Field(
         default=1, description="Into how many pieces segments are cut whose pieces are independent."

@@ -1,4 +1,4 @@
-"""Streams stored on the way: how far the error of float reversal can grow, and segments that do not repeat."""
+"""Streams stored on the way: how far the error of float reversal grows, and segments that do not repeat."""
 
 from __future__ import annotations
 
