@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers_networks import DEPTHS, SUBJECTS
+from benchmarks.peers_networks import MEASURED as NETWORKS
 from benchmarks.peers_results import MEASURED, NOT_YET, Results
 from benchmarks.peers_ways import WAYS
 
@@ -47,6 +48,7 @@ def _device(results: Results) -> list[str]:
         _goals(results.document["goals"]),
         *(part for network in SUBJECTS if _rows(results, network) for part in _network(results, network)),
         *_depths(results),
+        *_not_yet(results),
     ]
 
 
@@ -98,11 +100,20 @@ def _network(results: Results, network: str) -> list[str]:
         for row in rows
         if row["status"] != MEASURED
     ]
+    missing = [way.title for key, way in WAYS.items() if results.row(network, key) is None]
+    if missing:
+        reasons.append(f"- {NOT_YET.capitalize()}: {'; '.join(missing)}.")
     moved = [WAYS[row["row"]].title for row in rows if (row.get("statistics_moved") or 0) > 1]
     if moved:
         reasons.append(f"- Running statistics of batch norm move twice a step with: {', '.join(moved)}.")
     table = _table(("", *(name for name, _ in COLUMNS)), lines)
     return [f"### {SUBJECTS[network].title}", table, *(["\n".join(reasons)] if reasons else [])]
+
+
+def _not_yet(results: Results) -> list[str]:
+    """The networks of which nothing was measured."""
+    missing = [SUBJECTS[network].title for network in NETWORKS if not _rows(results, network)]
+    return [f"### {NOT_YET.capitalize()}", f"{'; '.join(missing)}."] if missing else []
 
 
 def _short(row: Row) -> str:

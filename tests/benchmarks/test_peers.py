@@ -203,6 +203,8 @@ def test_table_and_file_agree(measured, tmp_path):
         errors = [error(row[what]) for what in ("error_float64", "error_dropout")]
         assert cells == [*sizes, NOT_YET, *errors, error(row["distance"], bold=False)]
     assert "memcnn: not installed" in text
+    assert f"- {NOT_YET.capitalize()}: selective checkpointing" in text
+    assert "ViT-L, 224 x 224" in text.partition(f"### {NOT_YET.capitalize()}")[2]
     assert "torch" in measured.document["versions"]
 
 
