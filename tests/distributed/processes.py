@@ -54,17 +54,18 @@ class TwoProcesses:
             self._start()
         # Pickled here: multiprocessing's own way shares a tensor's memory with a process that may be gone.
         message = pickle.dumps((function, args, kwargs))
-        for _, connection in self._ranks:
-            connection.send_bytes(message)
-        answers: dict[int, Any] = {}
-        deadline = time.monotonic() + SECONDS
         try:
-            while len(answers) < 2:
-                answers.update(self._next_answers(answers, deadline - time.monotonic()))
+            for _, connection in self._ranks:
+                connection.send_bytes(message)
+            answers = self._answers()
         except BaseException:
             self.close()
             raise
-        return [answers[rank] for rank in range(2)]
+        wrong = [f"rank {rank} {what}" for rank, (failed, what) in enumerate(answers) if failed]
+        if wrong:
+            self.close()
+            raise AssertionError("\n".join(wrong))
+        return [value for _, value in answers]
 
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -78,21 +79,27 @@ class TwoProcesses:
             theirs.close()
             self._ranks.append((process, ours))
 
-    def _next_answers(self, known: dict[int, Any], seconds: float) -> dict[int, Any]:
-        waiting = {self._ranks[rank][1]: rank for rank in range(2) if rank not in known}
-        ready = wait(list(waiting), timeout=max(0.0, seconds))
-        assert ready, f"no answer in {SECONDS} seconds from rank {sorted(waiting.values())}"
-        found = {}
-        for connection in ready:
-            assert isinstance(connection, Connection)
-            rank = waiting[connection]
-            try:
-                failed, value = pickle.loads(connection.recv_bytes())
-            except EOFError:
-                raise AssertionError(f"rank {rank} died") from None
-            assert not failed, f"rank {rank} raised:\n{value}"
-            found[rank] = value
-        return found
+    def _answers(self) -> list[tuple[bool, Any]]:
+        """By rank: whether it failed, and how, or else what it returned."""
+        answers: dict[int, tuple[bool, Any]] = {}
+        deadline = time.monotonic() + SECONDS
+        while len(answers) < 2:
+            waiting = {
+                connection: rank for rank, (_, connection) in enumerate(self._ranks) if rank not in answers
+            }
+            ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                answers |= {rank: (True, "did not answer in time") for rank in waiting.values()}
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                try:
+                    answer = pickle.loads(connection.recv_bytes())
+                except EOFError:
+                    answer = True, "died"
+                answers[waiting[connection]] = answer
+                if answer[0]:  # the other one is waiting for it, or is about to say what went wrong first
+                    deadline = min(deadline, time.monotonic() + 5)
+        return [answers[rank] for rank in range(2)]
 
     def close(self) -> None:
         """End both; they have nothing to lose."""
@@ -114,6 +121,6 @@ def _serve(rank: int, meeting: str, connection: Connection) -> None:
         try:
             answer = False, function(rank, *args, **kwargs)
         except BaseException:
-            connection.send_bytes(pickle.dumps((True, traceback.format_exc())))
+            connection.send_bytes(pickle.dumps((True, f"raised:\n{traceback.format_exc()}")))
             raise
         connection.send_bytes(pickle.dumps(answer))
