@@ -64,6 +64,7 @@ def maps(
                 line.append(" " * _GAP if len(line) else "")
                 line.append_text(part)
                 line.append(" " * (each - len(part)))
+            line.rstrip()
             lines.append(line)
     lines.append("* the recommended path; beta = 0 cannot be reversed (-)")
     return lines

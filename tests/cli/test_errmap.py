@@ -126,8 +126,8 @@ def test_the_measure_and_the_chain_that_are_asked_for_are_shown(revsurgeon: Run,
     [
         (72, 11, "The map is 73 columns wide and the terminal 72; see the picture."),
         (73, 11, "\ndrift"),
-        (75, 3, "\ndrift"),
-        (76, 3, "relative gradient error, float             drift"),
+        (71, 3, "\ndrift"),
+        (72, 3, "relative gradient error, float        drift"),
     ],
 )
 def test_maps_stand_beside_each_other_where_they_fit(columns: int, size: int, shown: str) -> None:
