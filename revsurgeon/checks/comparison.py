@@ -43,6 +43,13 @@ class Pair:
         part._parts = self._parts
         return part
 
+    def settled(self) -> Pair:
+        """The same pair once all has been compared; it holds figures only, no tensors."""
+        for name in self.names:
+            self._part(name)
+        self.actual, self.expected = {}, {}
+        return self
+
     def error(self, names: Iterable[str] | None = None) -> float:
         """``||actual - expected|| / ||expected||`` over these names; 0 only where every bit is equal."""
         parts = [self._part(name) for name in (self.names if names is None else names)]
@@ -97,22 +104,22 @@ def compared(
             the place. If not, it is the one that is off most.
     """
     if not pair.error() <= tolerance:
-        noise = [_disturbed(network, repeat, pair.expected) for _ in range(REPEATS)]
+        noise = [_disturbed(network, repeat, pair.expected).settled() for _ in range(REPEATS)]
         restless = {name for again in noise for name in again.wrong(0.0)}
         yield from _restless(pair, noise, sorted(restless), what)
         pair = pair.only(set(pair.names) - restless)
     yield measured(network, pair, what, tolerance, backwards=backwards)
-    chains = some_chains(network)
-    for chain in chains if len(chains) > 1 else ():
+    for chain in some_chains(network):
         own = {name for segment in segment_parameters(network, chain).values() for name in segment}
         inside = pair.only(own & set(pair.names))
         if inside.names:
             yield measured(network, inside, f"{what}, {chain.name}", tolerance, backwards=backwards)
 
 
-def unstable(network: nn.Module, repeat: Callable[[], Tensors], expected: Tensors) -> set[str]:
+def unstable(network: nn.Module, repeat: Callable[[], Tensors]) -> set[str]:
     """The names that two equal runs do not agree on at all, by more than `NOT_REPEATED_AT_ALL`."""
-    noise = [_disturbed(network, repeat, expected) for _ in range(REPEATS)]
+    expected = repeat()
+    noise = [_disturbed(network, repeat, expected).settled() for _ in range(REPEATS)]
     return {name for again in noise for name in again.wrong(NOT_REPEATED_AT_ALL)}
 
 
@@ -168,7 +175,7 @@ def measured(
 
 def _by_segment(network: nn.Module, chain: Chain, pair: Pair) -> dict[str, float]:
     known = set(pair.names)
-    found = {}
+    found: dict[str, float] = {}
     for segment, parameters in segment_parameters(network, chain).items():
         names = [name for name in parameters if name in known]
         if names:

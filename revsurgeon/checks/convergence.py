@@ -11,7 +11,7 @@ from torch import nn
 from revsurgeon.checks.check import Check, Found, Skipped
 from revsurgeon.checks.report import Measurement
 from revsurgeon.checks.steps import NETWORK_ERRORS, argument_cast, refusal
-from revsurgeon.checks.subject import BATCH_SIZES, Point, Subject, coefficient_points
+from revsurgeon.checks.subject import SMALL_BATCH, Point, Subject, coefficient_points
 from revsurgeon.checks.thresholds import NOTHING, ORDER_BAND
 from revsurgeon.reversible.coefficients import some_chains
 from revsurgeon.rewiring.measure import Arguments, at_coefficients, distance, output_tensors, tensors_of
@@ -32,36 +32,34 @@ def run(subject: Subject) -> Found:
     the smallest values; it is 1, and the threshold is a band of .1 around that (`ORDER_BAND` says why). It is
     measured on a copy in float64, so that rounding is far below the smallest distance.
     """
-    arguments = argument_cast(subject.draw(BATCH_SIZES[0], 0), torch.float64)
+    arguments = argument_cast(subject.draw(SMALL_BATCH, 0), torch.float64)
     network = in_float64(subject.network, arguments)
     start = coefficient_points(subject.network)["start"]
     slope = (1.0 - start[0]) / start[1] if start[1] else 1.0
-    curves = {
-        f"the output, towards {start}": [
-            (beta, _output_distance(network, arguments, (1.0 - slope * beta, beta)))
-            for beta in LADDER
-            if slope * beta <= 1.0
-        ]
-    }
-    if not any(found > NOTHING for _, found in next(iter(curves.values()))):
+    with unrewired(network):
+        pretrained = output_tensors(network, arguments)
+
+    def output_distance(point: Point) -> float:
+        with at_coefficients(network, *point):
+            return distance(output_tensors(network, arguments), pretrained)
+
+    points = [(1.0 - slope * beta, beta) for beta in LADDER if slope * beta <= 1.0]
+    what, curve = f"the output, towards {start}", [(p[1], output_distance(p)) for p in points]
+    if not any(found > NOTHING for _, found in curve):
         yield (
             f"towards {start} the output is the pretrained network's at every beta (zero branches, or "
             "a last norm takes out what they change), so what the chains return is measured at alpha = 1"
         )
-        curves = {
-            "what the chains return, at alpha 1": [
-                (beta, _chain_distance(network, arguments, (1.0, beta))) for beta in LADDER
-            ]
-        }
-    for what, curve in curves.items():
-        order = fitted_order(curve[-FITTED:])
-        told = ", ".join(f"{found:.2g} at beta {beta:.2g}" for beta, found in curve)
-        yield Measurement(
-            what=f"order of convergence of {what}, off 1 by",
-            value=abs(order - 1.0),
-            threshold=ORDER_BAND,
-            detail=f"order {order:.3f}; relative distance {told}",
-        )
+        what = "what the chains return, at alpha 1"
+        curve = [(beta, _chain_distance(network, arguments, (1.0, beta))) for beta in LADDER]
+    order = fitted_order(curve[-FITTED:])
+    told = ", ".join(f"{found:.2g} at beta {beta:.2g}" for beta, found in curve)
+    yield Measurement(
+        what=f"order of convergence of {what}, off 1 by",
+        value=abs(order - 1.0),
+        threshold=ORDER_BAND,
+        detail=f"order {order:.3f}; relative distance {told}",
+    )
 
 
 def fitted_order(curve: list[tuple[float, float]]) -> float:
@@ -90,13 +88,6 @@ def in_float64(network: nn.Module, arguments: Arguments) -> nn.Module:
     for chain in some_chains(network):
         chain.arithmetic = "float"
     return network
-
-
-def _output_distance(network: nn.Module, arguments: Arguments, point: Point) -> float:
-    with unrewired(network):
-        pretrained = output_tensors(network, arguments)
-    with at_coefficients(network, *point):
-        return distance(output_tensors(network, arguments), pretrained)
 
 
 def _chain_distance(network: nn.Module, arguments: Arguments, point: Point) -> float:

@@ -103,7 +103,9 @@ def _is_ours(path: Path) -> bool:
         weights = [
             file for file in (path / WEIGHTS, *sorted(path.glob("model-*.safetensors"))) if file.is_file()
         ]
-        return (path / MANIFEST).exists() or any(map(_has_manifest, weights))
+        manifest = path / MANIFEST  # many things have a file of that name
+        ours = manifest.is_file() and manifest.read_bytes().startswith(b"format_version:")
+        return ours or any(map(_has_manifest, weights))
     return _has_manifest(path)
 
 

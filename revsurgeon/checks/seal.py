@@ -19,7 +19,8 @@ RECORD = "verify"
 def seal_of_structure(manifest: Manifest) -> str:
     """The sha256 of everything in a manifest that decides what the network computes, weights aside."""
     fields = {"build", "config", "inputs", "recipe", "chains", "coefficients", "arithmetic", "schedule_state"}
-    return _hash(manifest.model_dump(mode="json", include=fields))
+    # Without defaults, so that a field which a later version adds does not change it.
+    return _hash(manifest.model_dump(mode="json", include=fields, exclude_defaults=True))
 
 
 def seal_of_weights(manifest: Manifest) -> str:
