@@ -53,6 +53,7 @@ def demo(
             "inspect": _inspect(out),
             "convert": _convert(out, target, mode, force=force),
             "verify": _verify(out, target),
+            "errmap": _errmap(out, target, keep=output is not None),
             "finetune": _finetune(out, target, steps),
         }
         out.print("", "Now your own network: revsurgeon inspect SOURCE, revsurgeon convert SOURCE")
@@ -113,11 +114,32 @@ def _verify(out: Output, path: Path) -> dict[str, Any]:
     return report.to_dict()
 
 
+def _errmap(out: Output, path: Path, *, keep: bool) -> dict[str, Any]:
+    out.heading("4. Where gradients are precise")
+    out.print(
+        "Float gradients are precise where beta is large, and the output is still the pretrained network's",
+        "where it is small. Exact arithmetic takes away the first half of that dilemma.",
+        f"$ revsurgeon errmap {path.name} --grid 5",
+    )
+    import revsurgeon as rs
+    from revsurgeon.cli.errmap_cells import maps
+    from revsurgeon.cli.errmap_words import recommendation
+
+    found = rs.errmap(path, grid=5, tell=out.step)
+    if out.for_people:
+        out.print(*maps(found, "relative", None, out.width, coloured=out.on_terminal), *recommendation(found))
+    report = found.to_dict()
+    if keep:
+        report["picture"] = str(found.plot(path.with_name(f"{path.name}-errmap.png")))
+        out.print(f"The picture: {report['picture']}")
+    return report
+
+
 def _finetune(out: Output, path: Path, steps: int) -> dict[str, Any]:
     import revsurgeon as rs
     from revsurgeon.cli import tour
 
-    out.heading("4. Finetuning")
+    out.heading("5. Finetuning")
     out.print(
         "A new domain: printed digits, shifted and noisy. All parameters move, and the coefficients",
         "move along the recipe's schedule.",

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples(
     ("The network that travels with the package; writes demo-errmap.png, .json and .csv", "errmap demo"),
-    ("Both arithmetics, on fewer points, in two processes", "errmap demo --grid 3 --arithmetic both "
-     "--jobs 2 --output both"),
+    ("Both arithmetics, on fewer points", "errmap demo --grid 3 --arithmetic both --output both"),
     ("A converted network; where it should start and end, as a recipe", "convert demo --output demo-dr2"),
     ("(--resume goes on with a map that was stopped)", "errmap demo-dr2 --grid 5 --write-recipe best.yaml"),
     ("The recommendation is used", "convert demo --recipe best.yaml --output demo-best"),

@@ -13,6 +13,7 @@ COMMANDS = [
     ("convert",),
     ("inspect",),
     ("verify",),
+    ("errmap",),
     ("demo",),
     ("recipes", "list"),
     ("recipes", "show"),

@@ -11,6 +11,7 @@ import pytest
 COMMANDS = [
     ("convert",),
     ("inspect",),
+    ("errmap",),
     ("demo",),
     ("recipes", "list"),
     ("recipes", "show"),
