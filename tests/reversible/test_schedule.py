@@ -93,7 +93,9 @@ def test_its_state_resumes_where_it_stood(network: nn.Module) -> None:
 
 def test_the_recipes_schedule_is_the_rewired_networks(network: nn.Module) -> None:
     schedule = rs.CoefficientSchedule.from_manifest(network, total_steps=4)
-    assert schedule.coefficients_at(0) == (0.9, 0.1)
+    start = rs.get_coefficients(network)  # dr2-balanced searches for it
+    assert schedule.coefficients_at(0) == start
+    assert start[0] == 1 - start[1]
     assert schedule.coefficients_at(4) == (0.3, 0.7)
     inputs = residual_stack(2)
     held = rs.rewire(inputs[0], example_inputs=inputs[1], recipe="dr2-hold")
