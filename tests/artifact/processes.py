@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from revsurgeon.errors import ArtifactError
 
@@ -37,3 +40,34 @@ def fork(body: Callable[[], object]) -> int:
 def exit_code(child: int) -> int:
     """Wait for a forked child; negative is the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+CALLS = ("close", "fsync", "link", "mkdir", "open", "rename", "replace", "rmdir", "sendfile", "unlink", "write")
+"""Calls to the system between which a file can be in another state."""
+
+
+def killed_before_call(number: int, body: Callable[[], object]) -> int:
+    """Run something in a copy of this process, which kills itself before that one of its `CALLS`.
+
+    They are counted from 0. So a test can meet every moment that there is, on a machine of any speed.
+
+    Returns:
+        -SIGKILL, or 0 where the body made no more than `number` calls.
+    """
+    made = 0
+
+    def count(frame: Any, event: str, function: Any) -> None:
+        nonlocal made
+        if event != "c_call" or function.__name__ not in CALLS:
+            return
+        if isinstance(getattr(function, "__self__", None), (io.StringIO, io.BytesIO)):
+            return
+        if made == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        made += 1
+
+    def counted() -> None:
+        sys.setprofile(count)
+        body()
+
+    return exit_code(fork(counted))

@@ -21,8 +21,10 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
 def test_the_tour_shows_every_part_and_leaves_nothing_behind(revsurgeon, tmp_path):
     result = revsurgeon("demo", "--steps", "3")
     assert result.code == 0, result.err
-    headings = [line for line in result.out.splitlines() if line[:2] in ("1.", "2.", "3.")]
-    assert len(headings) == 3
+    headings = [line for line in result.out.splitlines() if line[:2] in ("1.", "2.", "3.", "4.", "5.")]
+    assert len(headings) == 5
+    assert "relative gradient error, float" in result.out
+    assert "Recommended: " in result.out
     assert list(tmp_path.iterdir()) == []
 
 
@@ -40,6 +42,7 @@ def test_finetuning_teaches_the_network_the_new_domain(revsurgeon):
 def test_the_converted_network_is_kept_where_one_asks_for_it(revsurgeon, tmp_path):
     assert revsurgeon("demo", "--steps", "1", "--output", "kept", "--quiet").code == 0
     assert rs.load(tmp_path / "kept")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    assert (tmp_path / "kept-errmap.png").stat().st_size > 10_000
 
 
 def test_printed_digits_are_the_same_for_the_same_seed_and_all_ten_come():

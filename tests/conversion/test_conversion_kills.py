@@ -14,7 +14,7 @@ import pytest
 import revsurgeon as rs
 from tests.artifact.processes import contents
 
-KILLS = {"Looking up": 3, "Loading": 4, "Finding": 5, "Writing": 28}
+KILLS = {"Looking up": 3, "Loading": 4, "Finding": 3, "Checking": 4, "Writing": 26}
 """How many children are killed after each message of a conversion: 40, most of them while it writes."""
 
 

@@ -63,14 +63,14 @@ SOURCES = ["demo", "videomae", "masked_lm", "python:tests.models:torchvision_r3d
 @pytest.mark.parametrize("source", SOURCES, indirect=True)
 def test_names_dtypes_and_bytes_are_those_of_the_sources_state_dict(tmp_path: Path, source: str) -> None:
     original = as_raw(resolve(source).module().state_dict())
-    path = rs.convert(source, output=tmp_path / "out", arithmetic="float")
+    path = rs.convert(source, output=tmp_path / "out", arithmetic="exact")
     written = raw_tensors(path / "model.safetensors")
     assert written.keys() == original.keys()
     assert [name for name in original if written[name] != original[name]] == []
 
 
 def test_the_sources_files_are_in_the_artifact(tmp_path: Path, masked_lm: Path) -> None:
-    path = rs.convert(str(masked_lm), output=tmp_path / "out", arithmetic="float")
+    path = rs.convert(str(masked_lm), output=tmp_path / "out", arithmetic="exact")
     written, file = (raw_tensors(place / "model.safetensors") for place in (path, masked_lm))
     assert [name for name in file if written[name] != file[name]] == []
     assert (path / "config.json").read_bytes() == (masked_lm / "config.json").read_bytes()
@@ -92,7 +92,7 @@ def test_the_plain_timm_network_loads_them_strictly(tmp_path: Path) -> None:
 def test_the_plain_transformers_network_loads_them_strictly(tmp_path: Path, source: str) -> None:
     found = resolve(source)
     original = found.module()
-    path = rs.convert(source, output=tmp_path / "out", arithmetic="float")
+    path = rs.convert(source, output=tmp_path / "out", arithmetic="exact")
     plain = type(original)(type(original).config_class.from_pretrained(path)).eval()
     plain.load_state_dict(load_file(path / "model.safetensors"), strict=True)
     by_its_own_loader = type(original).from_pretrained(path).eval()
@@ -103,7 +103,7 @@ def test_the_plain_transformers_network_loads_them_strictly(tmp_path: Path, sour
 
 
 def test_the_plain_torchvision_network_loads_them_strictly(tmp_path: Path) -> None:
-    path = rs.convert("python:tests.models:torchvision_r3d", output=tmp_path / "out", arithmetic="float")
+    path = rs.convert("python:tests.models:torchvision_r3d", output=tmp_path / "out", arithmetic="exact")
     plain, inputs = seeded(models.torchvision_r3d)
     nn.init.zeros_(plain.fc.weight)
     plain.load_state_dict(load_file(path / "model.safetensors"), strict=True)
@@ -122,7 +122,7 @@ def test_a_dtype_casts_every_floating_weight_and_nothing_else(
 ) -> None:
     found = resolve(source)
     cast = found.module().to(getattr(torch, dtype))
-    path = rs.convert(source, output=tmp_path / "out", dtype=dtype, arithmetic="float")
+    path = rs.convert(source, output=tmp_path / "out", dtype=dtype, arithmetic="exact")
     assert raw_tensors(path / "model.safetensors") == as_raw(cast.state_dict())
     loaded = rs.load(path)
     rs.set_coefficients(loaded, 1.0, 0.0)
@@ -140,7 +140,7 @@ def test_buffers_that_no_file_holds_follow_the_weights_to_their_dtype(tmp_path: 
     spec = "python:tests.conversion.factories:timm_swin_v2"
     found = resolve(spec)
     cast = found.module().to(torch.bfloat16)
-    path = rs.convert(spec, output=tmp_path / "out", dtype="bfloat16", arithmetic="float")
+    path = rs.convert(spec, output=tmp_path / "out", dtype="bfloat16", arithmetic="exact")
     loaded = rs.load(path, allow_python=True)
     rs.set_coefficients(loaded, 1.0, 0.0)
     inputs = found.inputs.with_float_dtype("bfloat16").example()
@@ -150,8 +150,8 @@ def test_buffers_that_no_file_holds_follow_the_weights_to_their_dtype(tmp_path: 
 
 @pytest.mark.parametrize("source", ["demo", "masked_lm"], indirect=True)
 def test_shards_hold_the_same_tensors_and_load_back(tmp_path: Path, source: str) -> None:
-    whole = rs.convert(source, output=tmp_path / "whole", arithmetic="float")
-    sharded = rs.convert(source, output=tmp_path / "sharded", arithmetic="float", max_shard_size="20KB")
+    whole = rs.convert(source, output=tmp_path / "whole", arithmetic="exact")
+    sharded = rs.convert(source, output=tmp_path / "sharded", arithmetic="exact", max_shard_size="20KB")
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     shards = sorted(sharded.glob("model-*.safetensors"))
     assert len(shards) > 2
@@ -169,14 +169,14 @@ def test_shards_hold_the_same_tensors_and_load_back(tmp_path: Path, source: str)
 def test_transformers_itself_reads_the_shards(tmp_path: Path, videomae: Path) -> None:
     from transformers import VideoMAEForVideoClassification
 
-    path = rs.convert(str(videomae), output=tmp_path / "out", arithmetic="float", max_shard_size="50KB")
+    path = rs.convert(str(videomae), output=tmp_path / "out", arithmetic="exact", max_shard_size="50KB")
     state = VideoMAEForVideoClassification.from_pretrained(path).state_dict()
     original = resolve(str(videomae)).module().state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in original.items())
 
 
 def test_tied_weights_stay_tied(tmp_path: Path, masked_lm: Path) -> None:
-    path = rs.convert(str(masked_lm), output=tmp_path / "out", arithmetic="float")
+    path = rs.convert(str(masked_lm), output=tmp_path / "out", arithmetic="exact")
     model: Any = rs.load(path)
     assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
     assert model.cls.predictions.decoder.bias is model.cls.predictions.bias
@@ -216,9 +216,9 @@ def test_random_weights_are_the_same_at_every_run(tmp_path: Path) -> None:
 def test_a_relative_source_gives_the_same_bytes_as_an_absolute_one_but_for_its_own_name(
     tmp_path: Path, videomae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absolute = rs.convert(str(videomae), output=tmp_path / "out", arithmetic="float")
+    absolute = rs.convert(str(videomae), output=tmp_path / "out", arithmetic="exact")
     monkeypatch.chdir(videomae.parent)
-    relative = rs.convert("./videomae-small", output=tmp_path / "again" / "out", arithmetic="float")
+    relative = rs.convert("./videomae-small", output=tmp_path / "again" / "out", arithmetic="exact")
     first, second = raw_tensors(absolute / "model.safetensors"), raw_tensors(relative / "model.safetensors")
     assert first == second
 
