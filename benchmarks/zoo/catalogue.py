@@ -1,0 +1,122 @@
+"""Which networks the sweep looks at: names of three libraries, and what they are made with.
+
+Only the benchmark knows these names. What is found in a network is decided by its dataflow alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("timm", "torchvision", "transformers")
+
+_TIMM = Path(__file__).with_name("timm_members.json")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of the sweep.
+
+    Attributes:
+        library: one of `LIBRARIES`.
+        name: of the model, or the model type.
+        family: the group that it stands for.
+        kind: what its inputs are: "image", "clip", "detection" or "config" (told by its configuration).
+        settings: arguments of its constructor.
+    """
+
+    library: str
+    name: str
+    family: str
+    kind: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """As a source is written on the command line."""
+        return f"{self.library}:{self.name}"
+
+
+def entries() -> list[Entry]:
+    """All networks of the sweep."""
+    return [*timm_entries(), *torchvision_entries(), *transformers_entries()]
+
+
+def timm_entries() -> list[Entry]:
+    """The smallest member of every family (module) of timm."""
+    members: dict[str, str] = json.loads(_TIMM.read_text())
+    few = {name: {"depth": 4} for name in _FEWER_BLOCKS}
+    return [Entry("timm", name, family, "image", few.get(name, {})) for family, name in members.items()]
+
+
+def torchvision_entries() -> list[Entry]:
+    """The smallest member of every family of torchvision's models."""
+    small = {"min_size": 64, "max_size": 64}
+    return [
+        *(Entry("torchvision", name, "classification", "image") for name in _CLASSIFICATION),
+        *(Entry("torchvision", name, "video", "clip") for name in _VIDEO),
+        *(Entry("torchvision", name, "segmentation", "image", {"aux_loss": True}) for name in _SEGMENTATION),
+        *(Entry("torchvision", name, "detection", "detection", dict(small)) for name in _DETECTION),
+    ]
+
+
+def transformers_entries() -> list[Entry]:
+    """Architectures of transformers; `shrunk` makes their configurations small."""
+    return [Entry("transformers", name, kind, "config") for kind, names in _TYPES.items() for name in names]
+
+
+_FEWER_BLOCKS = (
+    *("beit_base_patch16_224", "deepseek_vit_412m", "gemma4_vit_167m", "naflexvit_base_patch16_parfac_gap"),
+    *("qwen3_vit_88m", "samvit_base_patch16_224"),
+)
+_CLASSIFICATION = (
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet"),
+    *("inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf"),
+    *("regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1"),
+    *("swin_t", "swin_v2_t", "vgg11", "vit_b_32", "wide_resnet50_2"),
+)
+_VIDEO = ("mc3_18", "mvit_v1_b", "mvit_v2_s", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t")
+_SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50")
+_DETECTION = (
+    *("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn"),
+    *("keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"),
+    *("retinanet_resnet50_fpn", "ssd300_vgg16", "ssdlite320_mobilenet_v3_large"),
+)
+_TYPES = {
+    "vision": (
+        *("beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "depth_anything", "detr"),
+        *("deformable_detr", "conditional_detr", "dinov2", "dinov2_with_registers", "dinov3_convnext"),
+        *("dinov3_vit", "donut-swin", "dpt", "efficientnet", "eomt", "focalnet", "glpn", "hgnet_v2", "hiera"),
+        *("ijepa", "imagegpt", "levit", "mask2former", "maskformer", "mgp-str", "mobilenet_v1"),
+        *("mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt", "pvt_v2", "regnet", "resnet"),
+        *("rt_detr", "sam", "segformer", "seggpt", "superglue", "swiftformer", "swin", "swin2sr", "swinv2"),
+        *("table-transformer", "upernet", "vit", "vit_mae", "vit_msn", "vitdet", "yolos", "zoedepth"),
+    ),
+    "video": ("timesformer", "videomae", "vivit", "vjepa2", "tvp"),
+    "text": (
+        *("albert", "bert", "big_bird", "biogpt", "bloom", "camembert", "canine", "codegen", "cohere"),
+        *("convbert", "ctrl", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm", "falcon"),
+        *("flaubert", "fnet", "funnel", "gemma", "gemma2", "gemma3_text", "glm", "gpt2", "gpt_bigcode"),
+        *("gpt_neo", "gpt_neox", "gptj", "granite", "ibert", "layoutlm", "lilt", "llama", "longformer"),
+        *("luke", "mamba", "megatron-bert", "mistral", "mixtral", "mobilebert", "modernbert", "mpnet", "mpt"),
+        *("mra", "nystromformer", "olmo", "olmo2", "openai-gpt", "opt", "persimmon", "phi", "phi3", "qwen2"),
+        *("qwen3", "qwen3_moe", "rembert", "roberta", "roberta-prelayernorm", "roformer", "rwkv", "smollm3"),
+        *("splinter", "squeezebert", "stablelm", "starcoder2", "xglm", "xlm", "xlm-roberta", "xlnet", "xmod"),
+    ),
+    "encoder-decoder": (
+        *("bart", "blenderbot", "led", "longt5", "m2m_100", "marian", "mbart", "mt5", "mvp", "pegasus"),
+        *("plbart", "prophetnet", "switch_transformers", "t5", "umt5"),
+    ),
+    "audio": (
+        *("audio-spectrogram-transformer", "data2vec-audio", "hubert", "sew", "sew-d", "speech_to_text"),
+        *("unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm", "whisper"),
+    ),
+    "several modalities": (
+        *("align", "altclip", "blip", "bridgetower", "chinese_clip", "clap", "clip", "clip_vision_model"),
+        *("clip_text_model", "flava", "git", "groupvit", "lxmert", "metaclip_2", "owlvit", "siglip"),
+        *("siglip_vision_model", "vilt", "visual_bert", "xclip"),
+    ),
+    "time series": ("autoformer", "informer", "patchtsmixer", "patchtst", "time_series_transformer", "timesfm"),
+}

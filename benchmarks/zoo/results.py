@@ -1,0 +1,54 @@
+"""The file of the sweep: one JSON line a network, written when it is through."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).parents[1] / "results" / "zoo.jsonl"
+_LIBRARIES = ("torch", "timm", "torchvision", "transformers")
+
+
+def versions(library: str) -> dict[str, str]:
+    """The versions that a row depends on."""
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES if name in ("torch", library)}
+
+
+class Results:
+    """Rows by network; the last one written counts.
+
+    Args:
+        path: of the file; it need not exist.
+    """
+
+    def __init__(self, path: Path = FILE) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self.rows[row["key"]] = row
+
+    def is_done(self, key: str, library: str) -> bool:
+        """Whether a network was examined with the versions that are installed."""
+        row = self.rows.get(key)
+        return row is not None and row["versions"] == versions(library)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row."""
+        row = {**row, "versions": versions(row["library"]), "date": _today()}
+        self.rows[row["key"]] = row
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def tidy(self) -> None:
+        """Write the file anew, one line a network, in order."""
+        lines = [json.dumps(self.rows[key]) for key in sorted(self.rows)]
+        self.path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()

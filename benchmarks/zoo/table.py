@@ -1,0 +1,110 @@
+"""Write docs/coverage.md from the rows of a sweep: nothing on that page is typed by hand."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.zoo.catalogue import LIBRARIES
+from benchmarks.zoo.results import Results
+
+PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
+
+_HEAD = """\
+<!-- Written by python -m benchmarks.zoo --table; do not edit. -->
+# What converts
+
+Every family of timm, every family of torchvision's classification, video, segmentation and detection models, and
+{transformers} architectures of transformers were rewired with random weights on small inputs, each in a
+process of its own. *Converted* means that all of this holds:
+
+- at (alpha, beta) = (1, 0) every output is the source network's, `torch.equal`, on batches of 3 and of 2, and
+  parameters are the same objects under the same names;
+- beta = .5 changes what every chain returns;
+- in training mode, with dropout and stochastic depth on, exact arithmetic at (.9, .1) gives the gradients of
+  stored activations, `torch.equal` for every parameter, and the same outputs, running statistics and random state;
+- float arithmetic in float64 at (.3, .7) gives them up to rounding (bound: 100 n eps / .7^n, n being the segments
+  of the longest chain). Networks that do not run in float64 themselves are marked "-".
+
+A network with a single segment in every chain converts, but saves nothing worth having: look at the column of
+chains. *Left alone* networks keep their own backward; the reason codes are explained in
+[not-converted.md](not-converted.md). *Saved* compares the bytes that one training forward keeps for its backward,
+stored and reversible in exact arithmetic at beta .1, whole network, at these small inputs; at real sizes and
+depths the share is another one ([peers.md](peers.md)).
+
+"""
+
+
+def write_page(results: Results, page: Path = PAGE) -> None:
+    """Write the page."""
+    page.write_text(text(list(results.rows.values())))
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """The page."""
+    tried = [row for row in rows if row["status"] != "not tried"]
+    count = sum(row["library"] == "transformers" for row in tried)
+    parts = [_HEAD.format(transformers=count), _summary(rows)]
+    for library in LIBRARIES:
+        found = [row for row in tried if row["library"] == library]
+        if found:
+            parts.append(_section(library, found))
+    missing = [row for row in rows if row["status"] == "not tried"]
+    if missing:
+        parts.append("## Not tried\n\nThe network itself could not be made small, or did not run here.\n\n")
+        parts.append("".join(f"- `{row['key']}`: {_plain(row['detail'])}\n" for row in missing))
+    return "".join(parts)
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| library | tried | converted | of these, a chain of two or more segments | left alone | failed | when, with |\n",
+        "| --- | --- | --- | --- | --- | --- | --- |\n",
+    ]
+    for library in LIBRARIES:
+        found = [r for r in rows if r["library"] == library and r["status"] != "not tried"]
+        if not found:
+            continue
+        states = Counter(r["status"] for r in found)
+        chained = sum(max(r.get("segments", [0])) > 1 for r in found if r["status"] == "converted")
+        versions = sorted({", ".join(f"{n} {v}" for n, v in r["versions"].items()) for r in found})
+        dates = sorted({r["date"] for r in found})
+        when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+        lines.append(
+            f"| {library} | {len(found)} | {states['converted']} | {chained} | {states['left alone']} "
+            f"| {states['failed']} | {when}; {'; '.join(versions)} |\n"
+        )
+    return "".join(lines) + "\n"
+
+
+def _section(library: str, rows: list[dict[str, Any]]) -> str:
+    parts = [f"## {library}\n\n"]
+    converted = [r for r in rows if r["status"] == "converted"]
+    parts.append("| network | stands for | segments of its chains | parameters inside | kept, MB | saved | float64 error |\n")
+    parts.append("| --- | --- | --- | --- | --- | --- | --- |\n")
+    for row in sorted(converted, key=lambda r: (r["family"], r["key"])):
+        parts.append(_converted(row))
+    others = [r for r in rows if r["status"] != "converted"]
+    if others:
+        parts.append("\n| network | stands for | outcome | what was seen |\n| --- | --- | --- | --- |\n")
+        for row in sorted(others, key=lambda r: (r["status"], r.get("reason", ""), r["key"])):
+            outcome = f"`{row['reason']}`" if row["status"] == "left alone" else "failed"
+            parts.append(f"| {row['key']} | {row['family']} | {outcome} | {_plain(row['detail'])} |\n")
+    return "".join(parts) + "\n"
+
+
+def _converted(row: dict[str, Any]) -> str:
+    stored, kept = row["stored_bytes"], row["reversible_bytes"]
+    chains = ", ".join(map(str, row["segments"]))
+    error = row.get("float64_error")
+    return (
+        f"| {row['key']} | {row['family']} | {chains} | {row['share']:.0%} | {stored / 1e6:.1f} to {kept / 1e6:.1f} "
+        f"| {1 - kept / stored:.0%} | {'-' if error is None else f'{error:.0e}'} |\n"
+    )
+
+
+def _plain(detail: str) -> str:
+    """Words that break no table: no bars, no line ends, no paths of this machine."""
+    return json.dumps(detail, ensure_ascii=False)[1:-1].replace("|", "/")[:160]
