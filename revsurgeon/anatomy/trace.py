@@ -167,6 +167,7 @@ class BlockTracer(fx.Tracer):
         self.inlined: set[str] = set()
         self.specialised = False
         self.evaluating = False
+        self.known: list[tuple[fx.Node, torch.Tensor]] = []  # every tensor so far, by the node that holds it
         self.place = ""
         self.modes = _modes()
         self.tensor_paths: dict[int, str] = {}
@@ -214,7 +215,7 @@ class BlockTracer(fx.Tracer):
             return fx.node.map_arg(argument, lambda n: n.meta["value"])
 
         args, kwargs = value(node.args), value(node.kwargs)
-        before = [(n, v, v._version) for n in self.graph.nodes for v in _tensors(n.meta.get("value"))]
+        before = [tensor._version for _, tensor in self.known]
         self.evaluating = True
         try:
             with torch.no_grad(), _Random() as random:
@@ -230,7 +231,13 @@ class BlockTracer(fx.Tracer):
             self.evaluating = False
         node.meta["value"] = result
         node.meta["random"] = random.drew
-        node.meta["mutates"] = [n for n, tensor, version in before if tensor._version != version]
+        changed = [n for (n, t), version in zip(self.known, before, strict=True) if t._version != version]
+        node.meta["mutates"] = changed
+        self.note(node)
+
+    def note(self, node: fx.Node) -> None:
+        """Remember the tensors of a node's value, to see when one is changed in place."""
+        self.known += [(node, tensor) for tensor in _tensors(node.meta["value"])]
 
     # -- modules -----------------------------------------------------------------------------
 
@@ -257,8 +264,10 @@ class BlockTracer(fx.Tracer):
             except Exception:
                 if self.inline is not None:
                     raise
-                for node in reversed(list(self.graph.nodes)[nodes:]):
+                erased = list(self.graph.nodes)[nodes:]
+                for node in reversed(erased):
                     self.graph.erase_node(node)
+                self.known = [(node, tensor) for node, tensor in self.known if node not in erased]
                 self.specialised = specialised
             else:
                 self.inlined.add(path)
@@ -309,6 +318,7 @@ def trace_block(
         proxy = tracer.create_proxy("placeholder", f"input_{index}", (), {})
         # A copy: the traced code may work in place, and the example is needed again.
         proxy.node.meta["value"] = leaf.detach().clone(memory_format=torch.preserve_format)
+        tracer.note(proxy.node)
         leaves[index] = proxy.node
         proxied.append(proxy)
     proxied_args, proxied_kwargs = pytree.tree_unflatten(proxied, spec)
