@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import inspect as python_inspect
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,13 +18,7 @@ from revsurgeon.anatomy.links import Found, count_segments, link, names, one_run
 from revsurgeon.anatomy.probe import Call, ExampleInputs, Stamp, probe, stamp, untouched
 from revsurgeon.anatomy.report import Anatomy, Block, Chain, Reason, Segment, Skipped
 from revsurgeon.anatomy.segment import BlockGraphs, residual_scopes, segment_block
-from revsurgeon.anatomy.trace import Trace, TraceError, has_hooks, trace_block
-
-CONSTANT_TYPES = (
-    *(bool, int, float, complex, str, bytes, type(None), enum.Enum),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
-)
-"""Types of arguments that a graph may hold as they are."""
+from revsurgeon.anatomy.trace import CONSTANT_TYPES, Trace, TraceError, has_hooks, trace_block
 
 
 @dataclass

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import copy
+import enum
 import operator
 import threading
 import traceback
@@ -20,12 +22,19 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import fx, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Module.__call__ and Module.__getattr__ are patched while a trace runs.
 _PATCH_LOCK = threading.RLock()
+
+CONSTANT_TYPES = (
+    *(bool, int, float, complex, str, bytes, type(None), enum.Enum),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
+)
+"""Types of arguments that a graph may hold as they are."""
 
 # Tensor attributes that a graph need not follow: they are part of the key under which it is kept.
 _FIXED_METADATA = frozenset(
@@ -70,6 +79,8 @@ class ValueProxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> Any:
         value = self.value
+        if self.node.meta.get("opaque"):
+            raise TraceError(f"its own code looks into an argument of type {type(value).__name__}")
         if isinstance(value, torch.Tensor):
             if name in _FIXED_METADATA:
                 return getattr(value, name)
@@ -87,6 +98,8 @@ class ValueProxy(fx.Proxy):
         """The example value, for Python code that decides by it; only sizes may be decided by."""
         if isinstance(self.value, torch.Tensor):
             raise TraceError(f"Python code depends on the data in {self.node.name!r}")
+        if self.node.meta.get("opaque"):
+            raise TraceError(f"its own code decides by an argument of type {type(self.value).__name__}")
         self.tracer.specialised = True  # type: ignore[attr-defined]
         return self.value
 
@@ -297,7 +310,8 @@ def trace_block(
     Args:
         block: the module whose graph is wanted.
         forward: its own forward, bound; not the rewired one.
-        args: example arguments; every tensor in them becomes an input of the graph.
+        args: example arguments; every tensor in them becomes an input of the graph, and so does every object
+            that is not a constant (a cache, say), which the block may hand on but not look into.
         kwargs: example keyword arguments, likewise.
         inline: None to inline every module outside torch.nn, else the paths to inline.
 
@@ -312,12 +326,17 @@ def trace_block(
     leaves: dict[int, fx.Node] = {}
     proxied: list[Any] = []
     for index, leaf in enumerate(flat):
-        if not isinstance(leaf, torch.Tensor):
+        if isinstance(leaf, CONSTANT_TYPES):
             proxied.append(leaf)
             continue
         proxy = tracer.create_proxy("placeholder", f"input_{index}", (), {})
         # A copy: the traced code may work in place, and the example is needed again.
-        proxy.node.meta["value"] = leaf.detach().clone(memory_format=torch.preserve_format)
+        if isinstance(leaf, torch.Tensor):
+            proxy.node.meta["value"] = leaf.detach().clone(memory_format=torch.preserve_format)
+        else:
+            with unset_fake_temporarily():  # its tensors are real ones
+                proxy.node.meta["value"] = copy.deepcopy(leaf)
+            proxy.node.meta["opaque"] = True
         tracer.note(proxy.node)
         leaves[index] = proxy.node
         proxied.append(proxy)

@@ -21,10 +21,10 @@ from torch.utils import _pytree as pytree
 
 from revsurgeon.anatomy.flow import SegmentError
 from revsurgeon.anatomy.functions import compile_graph
-from revsurgeon.anatomy.inspect import CONSTANT_TYPES, check_arguments, inline_set
+from revsurgeon.anatomy.inspect import check_arguments, inline_set
 from revsurgeon.anatomy.probe import untouched
 from revsurgeon.anatomy.segment import BlockGraphs, segment_block
-from revsurgeon.anatomy.trace import Trace, TraceError, has_hooks, trace_block
+from revsurgeon.anatomy.trace import CONSTANT_TYPES, Trace, TraceError, has_hooks, trace_block
 from revsurgeon.errors import ChainBrokenError, UnsupportedModelError
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.chunks import Chunks
@@ -229,7 +229,8 @@ class RewiredForward:
             )
         stream = next(i for i, leaf in enumerate(leaves) if leaf is x)
         try:
-            check_arguments(args, kwargs)
+            if torch.is_grad_enabled():  # without gradients a segment runs once, and may fill a cache
+                check_arguments(args, kwargs)
             with contextlib.ExitStack() as stack:
                 stack.enter_context(untouched(self.block))
                 stack.enter_context(_no_weight_caches())
