@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from revsurgeon.conversion import convert, load, save
     from revsurgeon.errormap import ErrorMap
     from revsurgeon.errormap.run import errmap
+    from revsurgeon.memory import MemoryPlan
+    from revsurgeon.memory.estimate import estimate_memory
     from revsurgeon.recipes import Recipe, load_recipe
     from revsurgeon.reversible.coefficients import (
         chains,
@@ -55,6 +57,8 @@ _HOME = {
     "save": "revsurgeon.conversion",
     "ErrorMap": "revsurgeon.errormap",
     "errmap": "revsurgeon.errormap.run",
+    "MemoryPlan": "revsurgeon.memory",
+    "estimate_memory": "revsurgeon.memory.estimate",
     "Recipe": "revsurgeon.recipes",
     "load_recipe": "revsurgeon.recipes",
     "chains": "revsurgeon.reversible.coefficients",
@@ -89,6 +93,7 @@ __all__ = [
     "CoefficientSchedule",
     "ErrorMap",
     "HubError",
+    "MemoryPlan",
     "Recipe",
     "RecipeError",
     "Report",
@@ -101,6 +106,7 @@ __all__ = [
     "compile_segments",
     "convert",
     "errmap",
+    "estimate_memory",
     "get_coefficients",
     "inspect",
     "load",

@@ -1,0 +1,263 @@
+"""What is planned for: a rewired network without weights, at any size, from whatever names it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from revsurgeon.anatomy.probe import ExampleInputs, as_arguments, probe
+from revsurgeon.artifact import read_manifest
+from revsurgeon.conversion import load, origin_of, set_as_recorded, spec_of
+from revsurgeon.errormap.subject import is_artifact
+from revsurgeon.errors import UnsupportedModelError, UsageError
+from revsurgeon.memory.sizes import Sizes, present, rebuilt, resized
+from revsurgeon.memory.step import Arguments
+from revsurgeon.recipes import Recipe, load_recipe
+from revsurgeon.reversible.coefficients import chains
+from revsurgeon.rewiring import rewire_with_checks
+from revsurgeon.rewiring.rewire import attach
+from revsurgeon.sources import build_architecture, resolve
+from revsurgeon.sources.inputs import InputSpec
+
+
+@dataclass
+class Subject:
+    """A network that can be had at several sizes.
+
+    Attributes:
+        name: short.
+        spec: its inputs.
+        build: how it is constructed for other sizes; None for a network that is given.
+        make: the network as it is, on the meta device.
+        make_for: one that is built from another `build`.
+        make_real: with weights; None for a network that is given.
+        real_for: one with weights, drawn at random, that is built from another `build`.
+        rewire: rewires what was made.
+    """
+
+    name: str
+    spec: InputSpec
+    build: Any
+    make: Callable[[], nn.Module]
+    make_for: Callable[[Any], nn.Module]
+    make_real: Callable[[], nn.Module] | None
+    real_for: Callable[[Any], nn.Module] | None
+    rewire: Callable[[nn.Module, ExampleInputs], None]
+
+    def at(self, sizes: Sizes) -> tuple[nn.Module, Arguments]:
+        """The rewired network for these sizes, and arguments on the meta device.
+
+        Raises:
+            UsageError: the network does not take them.
+            UnsupportedModelError: nothing in it can be rewired.
+        """
+        spec = resized(self.spec, sizes)
+        batch = sizes.batch or present(spec, "batch")
+        inputs = spec.example(batch, device="meta")
+        network = self._running(sizes, inputs)
+        if not chains(network):
+            self.rewire(network, inputs)
+        return network, as_arguments(inputs)
+
+    def real_at(self, sizes: Sizes) -> tuple[nn.Module, Arguments]:
+        """The rewired network with weights for these sizes, and arguments, on the CPU.
+
+        Raises:
+            UsageError: the network does not take them.
+            UnsupportedModelError: nothing in it can be rewired.
+        """
+        assert self.make_real is not None
+        spec = resized(self.spec, sizes)
+        inputs = spec.example(sizes.batch or present(spec, "batch"))
+        ways = [] if sizes.depth else [self.make_real]
+        wanted = rebuilt(self.build, sizes)
+        if self.real_for is not None and wanted != self.build:
+            build = self.real_for
+            ways.append(lambda: build(wanted))
+        network = self._first(ways, inputs)
+        if not chains(network):
+            self.rewire(network, inputs)
+        return network, as_arguments(inputs)
+
+    def arguments(self, sizes: Sizes) -> Arguments:
+        """Arguments of the forward, on the meta device."""
+        spec = resized(self.spec, sizes)
+        return as_arguments(spec.example(sizes.batch or present(spec, "batch"), device="meta"))
+
+    def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Shape of every input."""
+        spec = resized(self.spec, sizes)
+        batch = sizes.batch or present(spec, "batch")
+        return {name: (batch, *entry.shape[1:]) for name, entry in spec.entries.items()}
+
+    def _running(self, sizes: Sizes, inputs: Any) -> nn.Module:
+        """The network as it is where it takes these inputs, otherwise one that is built for them."""
+        ways: list[Callable[[], nn.Module]] = [] if sizes.depth else [self.make]
+        if sizes.of_network and self.build is not None:
+            wanted = rebuilt(self.build, sizes)
+            if wanted != self.build:
+                ways.append(lambda: self.make_for(wanted))
+        if self.make_real is not None and not sizes.depth:
+            ways.append(self.make_real)
+        return self._first(ways, inputs)
+
+    def _first(self, ways: Sequence[Callable[[], nn.Module]], inputs: Any) -> nn.Module:
+        """The first of some networks that takes these inputs."""
+        first: UnsupportedModelError | None = None
+        for make in ways:
+            try:
+                network = make()
+                probe(network, inputs)
+                return network
+            except UnsupportedModelError as error:
+                first = first or error
+        if first is None:
+            raise UsageError(f"{self.name} cannot be built with another depth.")
+        raise UsageError(
+            f"{self.name} does not take these inputs.",
+            where=first.where,
+            hint="Take other sizes (--batch, --frames, --image-size, --input).",
+        ) from first
+
+
+def subject_of(
+    source_or_model: str | Path | nn.Module,
+    *,
+    example_inputs: ExampleInputs | None = None,
+    inputs: Sequence[str] | None = None,
+    recipe: str | Path | Recipe | None = None,
+    revision: str | None = None,
+    random_weights: bool = True,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    allow_python: bool = False,
+) -> Subject:
+    """A subject from a network, an artifact or a source; no weights are read before `real_at` is called.
+
+    Raises:
+        RevsurgeonError: one of its kinds, by what went wrong.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+    def rewire(network: nn.Module, example: ExampleInputs) -> None:
+        rewire_with_checks(network, example, chosen, check=False)
+
+    if isinstance(source_or_model, nn.Module):
+        return _of_model(source_or_model, example_inputs, inputs, rewire)
+    if example_inputs is not None:
+        raise UsageError("example inputs belong to a network; for a file or a source give inputs.")
+    if is_artifact(source_or_model):
+        if recipe is not None:
+            raise UsageError(f"a recipe was given, but {source_or_model} is rewired already.")
+        return _of_artifact(
+            Path(source_or_model), inputs, allow_python=allow_python, trust_remote_code=trust_remote_code
+        )
+    found = resolve(
+        str(source_or_model),
+        revision=revision,
+        random_weights=random_weights,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
+    )
+    return Subject(
+        found.name,
+        found.inputs.override(inputs or ()),
+        found.build,
+        lambda: found.module("meta"),
+        lambda build: build_architecture(
+            build, device="meta", allow_python=True, trust_remote_code=trust_remote_code
+        ),
+        found.module,
+        lambda build: with_random_weights(
+            build_architecture(build, allow_python=True, trust_remote_code=trust_remote_code)
+        ),
+        rewire,
+    )
+
+
+def _of_artifact(
+    path: Path, inputs: Sequence[str] | None, *, allow_python: bool, trust_remote_code: bool
+) -> Subject:
+    manifest = read_manifest(path)
+    if not manifest.build:
+        raise UsageError(
+            "the artifact does not say how to build its network.",
+            where=str(path),
+            hint="Give the network itself: revsurgeon.estimate_memory(network, ...).",
+        )
+    leave: Any = {"allow_python": allow_python, "trust_remote_code": trust_remote_code}
+    config = None if manifest.config is None else manifest.config.encode()
+
+    def rewire(network: nn.Module, example: ExampleInputs) -> None:
+        specs = [spec_of(chain) for chain in manifest.chains]
+        for chain in attach(network, specs, granularity=manifest.recipe.granularity):
+            set_as_recorded(chain, manifest)
+
+    def make() -> nn.Module:
+        return build_architecture(dict(manifest.build), config, device="meta", **leave)  # type: ignore[arg-type]
+
+    return Subject(
+        path.resolve().name if path.is_dir() else path.stem,
+        InputSpec.from_dict(manifest.inputs).override(inputs or ()),
+        dict(manifest.build),
+        make,
+        lambda build: build_architecture(build, device="meta", **leave),
+        lambda: load(path, **leave),
+        lambda build: with_random_weights(build_architecture(build, **leave)),
+        rewire,
+    )
+
+
+def _of_model(
+    model: nn.Module,
+    example_inputs: ExampleInputs | None,
+    inputs: Sequence[str] | None,
+    rewire: Callable[[nn.Module, ExampleInputs], None],
+) -> Subject:
+    origin = origin_of(model)
+    spec = InputSpec.from_dict(origin.inputs) if origin and origin.inputs else InputSpec()
+    if example_inputs is not None:
+        spec = InputSpec.of_examples(example_inputs)
+    spec = spec.override(inputs or ())
+    if not spec.entries:
+        raise UsageError("it is not known how the network is called.", hint="Give example_inputs=.")
+    without = on_meta(model)
+    return Subject(
+        type(model).__name__, spec, None, lambda: without, lambda build: without, None, None, rewire
+    )
+
+
+def with_random_weights(network: nn.Module) -> nn.Module:
+    """Fill a network whose parameters are allocated only, as a transformer is usually initialised."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.02, generator=generator)
+            else:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+    return network
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a network on the meta device, made without copying its weights."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for store in (module._parameters, module._buffers, vars(module)):
+            for tensor in store.values():
+                if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
+                    memo[id(tensor)] = _meta_like(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def _meta_like(tensor: torch.Tensor) -> torch.Tensor:
+    found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(found, requires_grad=tensor.requires_grad)
+    return found
