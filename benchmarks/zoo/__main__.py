@@ -4,8 +4,8 @@
     python -m benchmarks.zoo --only timm --match 'timm:vit*' --again
     python -m benchmarks.zoo --table                        # docs/coverage.md
 
-Every network runs in a process of its own, with random weights and small inputs. It takes under two hours on one
-CPU core and needs no network connection.
+Every network runs in a process of its own, with random weights and small inputs. It takes about an hour on
+one CPU core and needs no network connection.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in rows(wanted, jobs=options.jobs, limit=options.limit, memory=options.memory << 30):
         results.add(row)
         failed += row["status"] == "failed"
-        shown = row.get("segments") or f"{row.get('reason', '')} {row.get('detail', '')}"
+        shown = " ".join(str(row[name]) for name in ("segments", "reason", "detail") if name in row)
         print(f"{row['key']}: {row['status']} {shown} ({row['seconds']} s)", file=sys.stderr, flush=True)
     results.tidy()
     return int(failed > 0)

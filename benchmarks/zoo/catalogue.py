@@ -45,10 +45,14 @@ def entries() -> list[Entry]:
 
 
 def timm_entries() -> list[Entry]:
-    """The smallest member of every family (module) of timm."""
-    members: dict[str, str] = json.loads(_TIMM.read_text())
+    """The smallest member of every family (module) of timm, and a deeper one where it has no runs."""
+    members: dict[str, list[str]] = json.loads(_TIMM.read_text())
     few = {name: {"depth": 4} for name in _FEWER_BLOCKS}
-    return [Entry("timm", name, family, "image", few.get(name, {})) for family, name in members.items()]
+    return [
+        Entry("timm", name, family, "image", few.get(name, {}))
+        for family, names in members.items()
+        for name in names
+    ]
 
 
 def torchvision_entries() -> list[Entry]:
@@ -86,7 +90,17 @@ _DETECTION = (
 )
 _TYPES = {
     "vision": (
-        *("beit", "bit", "convnext", "convnextv2", "cvt", "data2vec-vision", "deit", "depth_anything", "detr"),
+        *(
+            "beit",
+            "bit",
+            "convnext",
+            "convnextv2",
+            "cvt",
+            "data2vec-vision",
+            "deit",
+            "depth_anything",
+            "detr",
+        ),
         *("deformable_detr", "conditional_detr", "dinov2", "dinov2_with_registers", "dinov3_convnext"),
         *("dinov3_vit", "donut-swin", "dpt", "efficientnet", "eomt", "focalnet", "glpn", "hgnet_v2", "hiera"),
         *("ijepa", "imagegpt", "levit", "mask2former", "maskformer", "mgp-str", "mobilenet_v1"),
@@ -111,12 +125,27 @@ _TYPES = {
     ),
     "audio": (
         *("audio-spectrogram-transformer", "data2vec-audio", "hubert", "sew", "sew-d", "speech_to_text"),
-        *("unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert", "wav2vec2-conformer", "wavlm", "whisper"),
+        *(
+            "unispeech",
+            "unispeech-sat",
+            "wav2vec2",
+            "wav2vec2-bert",
+            "wav2vec2-conformer",
+            "wavlm",
+            "whisper",
+        ),
     ),
     "several modalities": (
         *("align", "altclip", "blip", "bridgetower", "chinese_clip", "clap", "clip", "clip_vision_model"),
         *("clip_text_model", "flava", "git", "groupvit", "lxmert", "metaclip_2", "owlvit", "siglip"),
         *("siglip_vision_model", "vilt", "visual_bert", "xclip"),
     ),
-    "time series": ("autoformer", "informer", "patchtsmixer", "patchtst", "time_series_transformer", "timesfm"),
+    "time series": (
+        "autoformer",
+        "informer",
+        "patchtsmixer",
+        "patchtst",
+        "time_series_transformer",
+        "timesfm",
+    ),
 }

@@ -153,13 +153,16 @@ def _exact(subject: Subject, found: dict[str, Any]) -> list[str]:
 def _float(subject: Subject, found: dict[str, Any]) -> list[str]:
     """In float64, reversible gradients are the stored ones up to rounding."""
     network = subject.network.double()
-    inputs = pytree.tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, subject.training)
+    inputs = pytree.tree_map_only(
+        torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, subject.training
+    )
     rs.set_coefficients(network, *FLOAT_POINT)
     for chain in rs.chains(network):
         chain.arithmetic = "float"
     try:
         stored = _stored_step(network, inputs)
     except (RuntimeError, ValueError, TypeError) as error:
+        found["float64_error"] = "-"
         found["float64"] = f"the network does not run in float64: {_short(error)}"
         return []
     error = distance(step(network, inputs).gradients, stored.gradients)
@@ -212,7 +215,7 @@ def step(network: nn.Module, inputs: Any) -> Step:
 
 
 def distance(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    """``||actual - expected|| / ||expected||`` over all parameters; infinite if other ones have a gradient."""
+    """``||actual - expected|| / ||expected||`` over all parameters; infinite where other ones have one."""
     if actual.keys() != expected.keys():
         return float("inf")
     difference = sum(float((actual[n] - expected[n]).square().sum()) for n in expected)

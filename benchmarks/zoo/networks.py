@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,10 +58,16 @@ def enliven(network: nn.Module) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
-            if parameter.is_floating_point() and parameter.numel() and float(parameter.std(correction=0)) == 0:
+            if (
+                parameter.is_floating_point()
+                and parameter.numel()
+                and float(parameter.std(correction=0)) == 0
+            ):
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
                 one_sided = bool((parameter == 1).all())
-                parameter.add_((0.1 * noise).to(parameter.dtype) if one_sided else (0.05 * noise).to(parameter.dtype))
+                parameter.add_(
+                    (0.1 * noise).to(parameter.dtype) if one_sided else (0.05 * noise).to(parameter.dtype)
+                )
 
 
 def _image(entry: Entry) -> Subject:
@@ -70,10 +76,9 @@ def _image(entry: Entry) -> Subject:
     last: Exception | None = None
     for size in (*_SIZES, None):
         try:
-            if entry.library == "torchvision":
-                network = network or _torchvision(entry)
-            else:
+            if entry.library == "timm":
                 network = _timm(entry, size)
+            network = network or _torchvision(entry)
             if size is None:  # the size that it was made for
                 size = getattr(network, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[-1]
         except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, ZeroDivisionError) as error:
@@ -138,9 +143,9 @@ def _detection(entry: Entry) -> Subject:
 def _config(entry: Entry) -> Subject:
     """An architecture of transformers with a configuration made small, as small as it still runs."""
     last: Exception | None = None
-    for factor in (8, 4, 2, 1):
+    for factor, image in ((8, 64), (8, None), (4, None), (2, None), (1, None)):
         try:
-            network, batches, size = _from_config(entry, factor)
+            network, batches, size = _from_config(entry, factor, image)
         except Exception as error:  # noqa: BLE001 - a configuration that was not foreseen fails anyhow
             last = error
             continue
@@ -150,7 +155,7 @@ def _config(entry: Entry) -> Subject:
     raise NotTriedError(repr(last)[:300])
 
 
-def _from_config(entry: Entry, factor: int) -> tuple[nn.Module, list[Any], str]:
+def _from_config(entry: Entry, factor: int, image: int | None) -> tuple[nn.Module, list[Any], str]:
     from benchmarks.zoo.shrink import shrink
     from revsurgeon.sources.transformers_classes import config_class_of
     from revsurgeon.sources.transformers_source import build_of_config, construct, inputs_of
@@ -167,6 +172,12 @@ def _from_config(entry: Entry, factor: int) -> tuple[nn.Module, list[Any], str]:
         raise NotTriedError(f"{count / 1e6:.0f} million parameters")
     network = construct(build)
     spec = inputs_of(build)
+    if image is not None:  # the size that is assumed where the configuration says none
+        entries = {
+            n: replace(e, shape=tuple(image if s == 224 else s for s in e.shape))
+            for n, e in spec.entries.items()
+        }
+        spec = replace(spec, entries=entries)
     batches = [spec.example(b, seed=b) for b in BATCHES]
     if not batches[0]:
         raise NotTriedError("no example inputs can be derived")

@@ -33,9 +33,10 @@ class Results:
                 self.rows[row["key"]] = row
 
     def is_done(self, key: str, library: str) -> bool:
-        """Whether a network was examined with the versions that are installed."""
+        """Whether a network was examined with the versions that are installed, and did not fail."""
         row = self.rows.get(key)
-        return row is not None and row["versions"] == versions(library)
+        settled = row is not None and row["status"] in ("converted", "left alone")
+        return settled and row["versions"] == versions(library)
 
     def add(self, row: dict[str, Any]) -> None:
         """Write a row."""

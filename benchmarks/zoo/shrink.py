@@ -48,6 +48,13 @@ def _parts(config: Any) -> list[Any]:
 
 def _shrink_one(config: Any, factor: int, specials: dict[int, int]) -> None:
     own = dict(vars(config))
+    stages = own.get("stage_names")
+    if stages and len(stages) - 1 > DEPTH and any(_is_depth(n, v) for n, v in own.items()):
+        count = len(own.get("_out_features") or [])  # a head may want as many as before
+        config.stage_names = stages[: DEPTH + 1]
+        config._out_features = stages[DEPTH + 1 - min(count, DEPTH + 1) : DEPTH + 1]
+        config._out_indices = list(range(DEPTH + 1 - min(count, DEPTH + 1), DEPTH + 1))
+        own = dict(vars(config))
     lengths = {v for n, v in own.items() if _is_depth(n, v)}
     for name, value in own.items():
         new = _new_value(name, value, config, factor, specials)

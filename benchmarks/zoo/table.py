@@ -16,23 +16,23 @@ _HEAD = """\
 <!-- Written by python -m benchmarks.zoo --table; do not edit. -->
 # What converts
 
-Every family of timm, every family of torchvision's classification, video, segmentation and detection models, and
-{transformers} architectures of transformers were rewired with random weights on small inputs, each in a
+Every family of timm, every family of torchvision's classification, video, segmentation and detection models,
+and {transformers} architectures of transformers were rewired with random weights on small inputs, each in a
 process of its own. *Converted* means that all of this holds:
 
 - at (alpha, beta) = (1, 0) every output is the source network's, `torch.equal`, on batches of 3 and of 2, and
   parameters are the same objects under the same names;
 - beta = .5 changes what every chain returns;
 - in training mode, with dropout and stochastic depth on, exact arithmetic at (.9, .1) gives the gradients of
-  stored activations, `torch.equal` for every parameter, and the same outputs, running statistics and random state;
-- float arithmetic in float64 at (.3, .7) gives them up to rounding (bound: 100 n eps / .7^n, n being the segments
-  of the longest chain). Networks that do not run in float64 themselves are marked "-".
+  stored activations, `torch.equal` for every parameter, and the same outputs, statistics and random state;
+- float arithmetic in float64 at (.3, .7) gives them up to rounding (bound: 100 n eps / .7^n, n being the
+  segments of the longest chain). Networks that do not run in float64 themselves are marked "-".
 
 A network with a single segment in every chain converts, but saves nothing worth having: look at the column of
 chains. *Left alone* networks keep their own backward; the reason codes are explained in
-[not-converted.md](not-converted.md). *Saved* compares the bytes that one training forward keeps for its backward,
-stored and reversible in exact arithmetic at beta .1, whole network, at these small inputs; at real sizes and
-depths the share is another one ([peers.md](peers.md)).
+[not-converted.md](not-converted.md). *Saved* compares the bytes that one training forward keeps for its
+backward, stored and reversible in exact arithmetic at beta .1, whole network, at these small inputs; at real
+sizes and depths the share is another one ([peers.md](peers.md)).
 
 """
 
@@ -60,7 +60,7 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 def _summary(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| library | tried | converted | of these, a chain of two or more segments | left alone | failed | when, with |\n",
+        "| library | tried | converted | with a chain of two or more | left alone | failed | when, with |\n",
         "| --- | --- | --- | --- | --- | --- | --- |\n",
     ]
     for library in LIBRARIES:
@@ -82,7 +82,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
 def _section(library: str, rows: list[dict[str, Any]]) -> str:
     parts = [f"## {library}\n\n"]
     converted = [r for r in rows if r["status"] == "converted"]
-    parts.append("| network | stands for | segments of its chains | parameters inside | kept, MB | saved | float64 error |\n")
+    columns = ("network", "stands for", "segments of its chains", "parameters inside", "kept, MB", "saved")
+    parts.append(f"| {' | '.join(columns)} | float64 error |\n")
     parts.append("| --- | --- | --- | --- | --- | --- | --- |\n")
     for row in sorted(converted, key=lambda r: (r["family"], r["key"])):
         parts.append(_converted(row))
@@ -98,10 +99,10 @@ def _section(library: str, rows: list[dict[str, Any]]) -> str:
 def _converted(row: dict[str, Any]) -> str:
     stored, kept = row["stored_bytes"], row["reversible_bytes"]
     chains = ", ".join(map(str, row["segments"]))
-    error = row.get("float64_error")
+    error = row.get("float64_error", "-")
     return (
-        f"| {row['key']} | {row['family']} | {chains} | {row['share']:.0%} | {stored / 1e6:.1f} to {kept / 1e6:.1f} "
-        f"| {1 - kept / stored:.0%} | {'-' if error is None else f'{error:.0e}'} |\n"
+        f"| {row['key']} | {row['family']} | {chains} | {row['share']:.0%} "
+        f"| {stored / 1e6:.1f} to {kept / 1e6:.1f} | {1 - kept / stored:.0%} | {error} |\n"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -64,7 +64,8 @@ class Flow:
             raise SegmentError(Reason.NO_RESIDUAL, "the output does not depend on the input")
         shape = source.meta["value"].shape
         if not isinstance(sink.meta["value"], torch.Tensor) or sink.meta["value"].shape != shape:
-            raise SegmentError(Reason.SHAPE_CHANGES, f"{tuple(shape)} -> {tuple(sink.meta['value'].shape)}")
+            found = getattr(sink.meta["value"], "shape", None)
+            raise SegmentError(Reason.SHAPE_CHANGES, f"{tuple(shape)} -> {found and tuple(found)}")
         # Sizes of a value that is shaped like the stream can be read off any cut point instead.
         self.like_stream = {n for n in self.live if self._is_like_stream(n)}
 
@@ -79,6 +80,10 @@ class Flow:
             and value.shape == self.source.meta["value"].shape
             and value.is_floating_point()
         )
+
+    def depends(self, node: fx.Node) -> bool:
+        """Whether a value needs the stream for more than its size."""
+        return node in self.live or bool(self._size_roots[node] - self.like_stream)
 
     def parents(self, node: fx.Node) -> set[fx.Node]:
         """The live values that `node` needs, sizes of stream-shaped values aside."""
@@ -163,17 +168,28 @@ class Flow:
                 crossing |= {r for r in roots - set(cuts) if part(r) != part(node)}
         return crossing & self.like_stream
 
+    def ancestors(self, node: fx.Node) -> set[fx.Node]:
+        """All nodes that a node's value is made from."""
+        found, stack = set(), [node]
+        while stack:
+            new = set(self.inputs(stack.pop())) - found
+            found |= new
+            stack += new
+        return found
+
     def slice(self, end: fx.Node, start: fx.Node) -> list[fx.Node]:
         """All nodes that `end` needs, back to `start`, in order."""
         return self.slice_of([end], stop=start)
 
-    def slice_of(self, ends: Iterable[fx.Node], stop: fx.Node) -> list[fx.Node]:
-        """All nodes that `ends` need, back to `stop`, in order; sizes come from `stop` where they can."""
+    def slice_of(
+        self, ends: Iterable[fx.Node], stop: fx.Node, given: Collection[fx.Node] = ()
+    ) -> list[fx.Node]:
+        """All nodes that `ends` need, back to `stop` and what is given; sizes come from `stop` if possible."""
         found: set[fx.Node] = set()
         stack = [end for end in ends if end is not stop]
         while stack:
             node = stack.pop()
-            if node in found or self.stands_for_stream(node, stop):
+            if node in found or node in given or self.stands_for_stream(node, stop):
                 continue
             found.add(node)
             stack += self.inputs(node)

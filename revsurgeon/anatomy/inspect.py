@@ -191,7 +191,9 @@ class _Search:
                 Reason.NO_RESIDUAL, "its additions are in blocks that follow each other inside it"
             )
         evaluated, trained = graphs
-        if [s.skip for s in evaluated.segments] != [s.skip for s in trained.segments]:
+        if [(s.skip, len(s.sides)) for s in evaluated.segments] != [
+            (s.skip, len(s.sides)) for s in trained.segments
+        ]:
             raise SegmentError(Reason.MODES_DIFFER, "it is cut differently in training and evaluation mode")
         segments = []
         for number, graph in enumerate(evaluated.segments):

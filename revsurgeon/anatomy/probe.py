@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """A tensor, a tuple of positional arguments, or a dict of keyword arguments."""
+
+_CONTAINERS = frozenset({dict, list, set})
 
 Stamp = tuple[int, int]
 """A tensor at one moment: its identity and its version (in-place changes count versions up)."""
@@ -54,30 +56,38 @@ def as_arguments(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[s
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Leave every module's attributes (training flags, caches, hooks) and buffers as they were found."""
-    before = [
-        (m, dict(m.__dict__), dict(m._parameters), dict(m._buffers), dict(m._modules))
-        for m in model.modules()
-    ]
-    # Copies take the changes: even on fake tensors a counter such as num_batches_tracked counts on.
-    copies: dict[int, torch.Tensor] = {}
-    for module, *_ in before:
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+    with attributes_kept(model):
+        # Copies take the changes: even on fake tensors a counter such as num_batches_tracked counts on.
+        copies: dict[int, torch.Tensor] = {}
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+        yield
+
+
+@contextlib.contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back every module's attributes, and what is in those that are plain containers: caches, mostly."""
+    stores: list[Any] = []
+    for module in model.modules():
+        stores += [module.__dict__, module._parameters, module._buffers, module._modules]
+        stores += [value for value in module.__dict__.values() if type(value) in _CONTAINERS]
+    before = [(store, store.copy()) for store in stores]
     try:
         yield
     finally:
-        for module, attributes, parameters, buffers, modules in before:
-            _put_back(module.__dict__, attributes)
-            _put_back(module._parameters, parameters)
-            _put_back(module._buffers, buffers)
-            _put_back(module._modules, modules)
+        for store, kept in before:
+            if _contents(store) != _contents(kept):
+                store.clear()
+                store.extend(kept) if isinstance(store, list) else store.update(kept)
 
 
-def _put_back(store: MutableMapping[str, Any], kept: Mapping[str, Any]) -> None:
-    if store.keys() != kept.keys() or any(store[name] is not value for name, value in kept.items()):
-        store.clear()
-        store.update(kept)
+def _contents(store: Any) -> list[Any]:
+    """What tells whether a container was changed: which objects are in it."""
+    if isinstance(store, dict):
+        return [(name, id(value)) for name, value in store.items()]
+    return [id(value) for value in store]
 
 
 def probe(

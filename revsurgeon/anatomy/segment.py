@@ -9,7 +9,7 @@ belong to the ``post`` of the residual module before them: ``G(x; alpha) = post(
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from revsurgeon.anatomy.flow import Flow, Interval, SegmentError, is_add, is_product, works_in_place
 from revsurgeon.anatomy.functions import compile_graph, readable_code, residual_add, scale_skip
 from revsurgeon.anatomy.report import Reason
+from revsurgeon.anatomy.sides import place_side_outputs
 from revsurgeon.anatomy.trace import Trace
 
 
@@ -33,6 +34,7 @@ class SegmentGraph:
         branch: paths of the submodules that it calls, in order.
         skip: "identity" (x), "scaled" (c * x), or "none" (alpha does not apply).
         attributes: paths of the parameters and buffers that it reads itself.
+        sides: names of the values that it returns behind G, which the block gives out beside the stream.
     """
 
     graph: fx.Graph
@@ -40,6 +42,7 @@ class SegmentGraph:
     branch: tuple[str, ...]
     skip: str
     attributes: tuple[str, ...]
+    sides: tuple[str, ...] = ()
 
     def compile(self, name: str) -> Callable[..., Any]:
         """The function ``(block, x, alpha, *extras) -> G``; it looks submodules up when it runs."""
@@ -57,7 +60,7 @@ class BlockGraphs:
 
     Attributes:
         segments: at least one.
-        finish: ``(block, x, 0.0, *extras) -> output``; None when the output is the value itself.
+        finish: ``(block, x, 0.0, *extras, *sides) -> output``; None when the output is the value itself.
         finish_extras: which of the block's flattened arguments `finish` reads.
     """
 
@@ -87,22 +90,27 @@ def segment_block(trace: Trace, stream: int, output: int, granularity: str = "se
         raise SegmentError(Reason.NO_RESIDUAL, "the output does not depend on the input")
     flow = Flow(trace.graph, source, sink)
     others = [n for n in structure if isinstance(n, fx.Node) and n is not sink]
-    if any(n in flow.live for n in others):
-        raise SegmentError(Reason.SIDE_OUTPUT, "it returns a second value that is computed from the stream")
     for node in trace.graph.nodes:
         for changed in node.meta.get("mutates", ()):
             if changed.op == "placeholder" and changed is not source:
                 raise SegmentError(Reason.MUTATES, f"it changes its argument {changed.name!r} in place")
+    for path, node in trace.kept:
+        # Dropping it is right for a cache, which is made again; a count or a loss term would be lost.
+        if node in flow.live or any(n.op == "get_attr" and n.target == path for n in flow.ancestors(node)):
+            raise SegmentError(Reason.SIDE_EFFECT, f"its own code keeps {path!r} for later")
     groups = flow.groups(granularity)
     slices = [flow.slice(group[-1].end, group[0].start) for group in groups]
     nothing = {n for n in others if n.meta["value"] is None}  # attention weights that were not asked for
-    finish_slice = flow.slice_of([n for n in others if n not in nothing], stop=sink)
+    sides = place_side_outputs(flow, others, groups, slices)
+    given = [n for nodes in sides for n in nodes]
+    finish_slice = flow.slice_of([n for n in others if n not in nothing], stop=sink, given=given)
     _check_left_over(trace.graph, [*slices, finish_slice], [g[0].start for g in groups])
     leaf_index = {node: index for index, node in trace.leaves.items()}
-    segments = [_build(group, nodes, leaf_index, flow) for group, nodes in zip(groups, slices, strict=True)]
+    rows = zip(groups, slices, sides, strict=True)
+    segments = [_build(group, nodes, leaf_index, flow, out) for group, nodes, out in rows]
     if spec.is_leaf():
         return BlockGraphs(segments, None, ())
-    finish, extras, _ = _copy(finish_slice, sink, leaf_index, flow, rewrite={})
+    finish, extras, _ = _copy(finish_slice, sink, leaf_index, flow, rewrite={}, given=given)
     mapping = {node.meta["of"]: node for node in finish.nodes if "of" in node.meta}
     mapping.update(dict.fromkeys(nothing))
     finish.output(fx.node.map_arg(trace.graph.output_node().args[0], lambda n: mapping[n]))
@@ -110,7 +118,7 @@ def segment_block(trace: Trace, stream: int, output: int, granularity: str = "se
 
 
 def residual_scopes(trace: Trace, stream: int, output: int) -> set[str]:
-    """Paths of the inlined submodules whose own code makes the block's residual additions.
+    """Paths of the inlined submodules whose own code makes the block's residual additions, or scales a skip.
 
     Raises:
         SegmentError: there are none.
@@ -119,7 +127,8 @@ def residual_scopes(trace: Trace, stream: int, output: int) -> set[str]:
         trace.graph.output_node().args[0], is_leaf=lambda n: isinstance(n, fx.Node)
     )
     groups = Flow(trace.graph, trace.leaves[stream], structure[output]).groups("segment")
-    return {i.add.meta["scope"] for group in groups for i in group if i.add is not None}
+    joined = [n for group in groups for i in group if i.add is not None for n in (i.add, i.skip)]
+    return {n.meta["scope"] for n in joined if n is not None}
 
 
 def _check_left_over(graph: fx.Graph, slices: list[list[fx.Node]], starts: list[fx.Node]) -> None:
@@ -143,7 +152,11 @@ def _check_left_over(graph: fx.Graph, slices: list[list[fx.Node]], starts: list[
 
 
 def _build(
-    group: list[Interval], nodes: list[fx.Node], leaf_index: dict[fx.Node, int], flow: Flow
+    group: list[Interval],
+    nodes: list[fx.Node],
+    leaf_index: dict[fx.Node, int],
+    flow: Flow,
+    sides: list[fx.Node],
 ) -> SegmentGraph:
     """Copy a segment's nodes into a graph of its own, with alpha on its skip."""
     residual = [i for i in group if i.add is not None]
@@ -159,13 +172,14 @@ def _build(
         result = graph.placeholders_by_name["x"]  # type: ignore[attr-defined]
         for number, interval in enumerate(group):
             result = _twin_add(graph, interval, copies, result, scale=number == 0)
-    graph.output(result)
+    graph.output((result, *(copies[n] for n in sides)) if sides else result)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op != "call_function" or n.target not in (getattr,))
     graph.lint()
     branch = tuple(str(n.target) for n in nodes if n.op == "call_module")
     attributes = tuple(dict.fromkeys(str(n.target) for n in nodes if n.op == "get_attr"))
     kinds = {"scaled" if i.skip is not None and is_product(i.skip) else "identity" for i in residual}
-    return SegmentGraph(graph, extras, branch, "scaled" if "scaled" in kinds else "identity", attributes)
+    kind = "scaled" if "scaled" in kinds else "identity"
+    return SegmentGraph(graph, extras, branch, kind, attributes, tuple(n.name for n in sides))
 
 
 def _twin_add(
@@ -192,14 +206,15 @@ def _copy(
     leaf_index: dict[fx.Node, int],
     flow: Flow,
     rewrite: dict[fx.Node, Interval],
+    given: Sequence[fx.Node] = (),
 ) -> tuple[fx.Graph, tuple[int, ...], dict[fx.Node, fx.Node]]:
-    """A new graph of `nodes` with placeholders x, alpha and the arguments that they read."""
+    """A new graph of `nodes` with placeholders x, alpha, the arguments that they read, and what is given."""
     graph = fx.Graph()
     x = graph.placeholder("x")
     alpha = graph.placeholder("alpha")
     graph.placeholders_by_name = {"x": x, "alpha": alpha}  # type: ignore[attr-defined]
     arguments = [n for n in nodes if n.op == "placeholder"]
-    copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in arguments}
+    copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in (*arguments, *given)}
     if any(start in n.meta.get("mutates", ()) and n not in rewrite for n in nodes):
         x = graph.call_method("clone", (x,))
     copies[start] = x
@@ -221,7 +236,7 @@ def _copy(
         new.meta["of"] = node
         copies[node] = new
     x.meta["of"] = start
-    for argument in arguments:
+    for argument in (*arguments, *given):
         copies[argument].meta["of"] = argument
     return graph, tuple(leaf_index[n] for n in arguments), copies
 

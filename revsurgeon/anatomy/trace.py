@@ -27,6 +27,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from revsurgeon.anatomy.probe import attributes_kept
+
 # Module.__call__ and Module.__getattr__ are patched while a trace runs.
 _PATCH_LOCK = threading.RLock()
 
@@ -61,12 +63,14 @@ class Trace:
         leaves: the placeholder of every tensor among the flattened ``(args, kwargs)``, by its index there.
         specialised: Python code decided something by a size, so the graph holds for these shapes only.
         inlined: paths of all modules whose code was inlined.
+        kept: what the inlined code put into attributes, by the attribute's path.
     """
 
     graph: fx.Graph
     leaves: dict[int, fx.Node]
     specialised: bool
     inlined: frozenset[str]
+    kept: tuple[tuple[str, fx.Node], ...]
 
 
 class ValueProxy(fx.Proxy):
@@ -334,17 +338,19 @@ def trace_block(
         if isinstance(leaf, torch.Tensor):
             proxy.node.meta["value"] = leaf.detach().clone(memory_format=torch.preserve_format)
         else:
-            with unset_fake_temporarily():  # its tensors are real ones
-                proxy.node.meta["value"] = copy.deepcopy(leaf)
+            proxy.node.meta["value"] = _copy_of(leaf)
             proxy.node.meta["opaque"] = True
         tracer.note(proxy.node)
         leaves[index] = proxy.node
         proxied.append(proxy)
     proxied_args, proxied_kwargs = pytree.tree_unflatten(proxied, spec)
-    with _patched(tracer), _Factories(tracer):
+    # A cache that the code fills holds proxies of this trace, which the next one must not find.
+    with attributes_kept(block), _patched(tracer), _Factories(tracer):
+        before = {path: _attributes(module) for path, module in block.named_modules()}
         try:
             output = forward(*proxied_args, **proxied_kwargs)
-            tracer.create_node("output", "output", (tracer.create_arg(output),), {})
+            tracer.create_node("output", "output", (tracer.create_arg(_expanded(output)),), {})
+            kept = _kept(block, before, ("", *tracer.inlined))
         except Exception as error:
             frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
             if torch.utils.checkpoint.__file__ in frames:
@@ -354,7 +360,50 @@ def trace_block(
             if isinstance(error, TraceError):
                 raise
             raise TraceError(_first_line(error)) from error
-    return Trace(tracer.graph, leaves, tracer.specialised, frozenset(tracer.inlined))
+    return Trace(tracer.graph, leaves, tracer.specialised, frozenset(tracer.inlined), kept)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {**module.__dict__, **module._parameters, **module._buffers}
+
+
+def _kept(
+    block: nn.Module, before: Mapping[str, Mapping[str, Any]], inlined: tuple[str, ...]
+) -> tuple[tuple[str, fx.Node], ...]:
+    """What inlined code put into attributes, which a graph does not do.
+
+    Raises:
+        TraceError: it counts or notes something in Python.
+    """
+    found: list[tuple[str, fx.Node]] = []
+    for path in inlined:
+        for name, value in _attributes(block.get_submodule(path)).items():
+            old = before[path].get(name)
+            if value is old:
+                continue
+            attribute = f"{path}.{name}" if path else name
+            if isinstance(value, CONSTANT_TYPES) and value != old:
+                raise TraceError(f"its own code sets the attribute {attribute!r}")
+            found += [(attribute, leaf.node) for leaf in _leaves(value) if type(leaf) is ValueProxy]
+    return tuple(found)
+
+
+def _expanded(output: Any) -> Any:
+    """The output with every tuple or list that is a proxy's value taken apart, so that its leaves line up."""
+    if type(output) is ValueProxy and type(output.value) in (tuple, list):
+        return type(output.value)(_expanded(output[i]) for i in range(len(output)))
+    if type(output) in (tuple, list):
+        return type(output)(_expanded(part) for part in output)
+    return output
+
+
+def _copy_of(argument: object) -> object:
+    """A copy of an object whose tensors are real ones, for the trace to change."""
+    try:
+        with unset_fake_temporarily():
+            return copy.deepcopy(argument)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise TraceError(f"an argument cannot be copied: {_first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -70,12 +70,14 @@ def _skip_added(
     Only where neither operand is the stream (a scaled skip, or a later one of a whole block) is `skip`
     believed.
     """
-    own = [_is_stream(operand, stream) for operand in (left, right)]
+    own = [isinstance(operand, torch.Tensor) and _is_stream(operand, stream) for operand in (left, right)]
     number = own.index(True) if sum(own) == 1 else skip
     x, branch = (left, right) if number == 0 else (right, left)
     result = torch.result_type(branch, x)
     if alpha == 1.0:
         return left + right
+    if not isinstance(branch, torch.Tensor):
+        branch = torch.as_tensor(branch, device=x.device)
     wide = torch.float64 if result == torch.float64 else torch.float32
     return (branch.to(wide) + alpha * x.to(wide)).to(result)
 
@@ -104,10 +106,11 @@ class EquationForward:
         if run.position == 0:
             run.begin(x)
         calls, finish = calls_of(self.rewired, args, kwargs)
+        run.sides = []
         for call in calls:
             run.advance(call)
             self.note(call.name, run.x.to(run.seen))
-        return finish(run.leave())
+        return finish(run.leave(), run.sides)
 
 
 class Streams:
@@ -117,6 +120,7 @@ class Streams:
         self.chain = chain
         self.alpha, self.beta = chain.alpha, beta_of(chain)
         self.position = 0
+        self.sides: list[Any] = []  # of the block that is running
 
     def begin(self, x: torch.Tensor) -> None:
         """x_0 and y_0 = beta * x_0, in float32 or float64."""
@@ -129,7 +133,8 @@ class Streams:
 
     def advance(self, call: SegmentCall) -> None:
         """The next x and y."""
-        g = reference_g(call, self.x.to(self.seen), self.alpha)
+        g, sides = call.parted(reference_g(call, self.x.to(self.seen), self.alpha))
+        self.sides += sides
         self.x, self.y = g.to(self.x.dtype) + self.y, self.beta * self.x
 
     def leave(self) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Run:
     tape: Tape | None = None
     position: int = -1
     version: int | None = None
+    sides: list[Any] = field(default_factory=list)  # what the block gives out beside the stream
 
 
 @dataclass(eq=False)
@@ -192,7 +193,9 @@ class Chain:
         """Run one segment."""
         if run.how == "plain":
             self._check_plain(run, call)
-            run.x = call.function(call.block, run.x, run.alpha, *call.extras)  # whole, as the source runs it
+            # Whole, as the source runs it.
+            run.x, sides = call.parted(call.function(call.block, run.x, run.alpha, *call.extras))
+            run.sides += sides
         elif run.how == "reversible":
             self._advance_reversible(run, call)
         elif run.how == "stored":
@@ -200,7 +203,8 @@ class Chain:
         else:
             assert run.arithmetic is not None
             assert run.streams is not None
-            g = call.run(run.x, run.alpha)
+            g, sides = call.run(run.x, run.alpha)
+            run.sides += sides
             run.streams, _ = run.arithmetic.couple(run.streams, g, keep=False)
             run.x = run.arithmetic.value(run.streams, run.dtype)
 
@@ -222,14 +226,16 @@ class Chain:
         arguments = [e for e, wants in zip(call.extras, record.wants_grad, strict=True) if wants]
         inputs = [*arguments, *record.parameters]
         if run.x.requires_grad or run.y.requires_grad or inputs:
-            run.x, run.y = Step.apply(run.tape, record, run.x, run.y, *inputs)
+            run.x, run.y, *sides = Step.apply(run.tape, record, run.x, run.y, *inputs)
         else:
-            run.x = run.tape.pass_by(call, run.alpha, run.dtype)
+            run.x, sides = run.tape.pass_by(call, run.alpha, run.dtype)
+        run.sides += sides
 
     def _advance_stored(self, run: Run, call: SegmentCall) -> None:
         assert run.arithmetic is not None
         x, y = Fork.apply(run.x, run.arithmetic.beta)
-        g = call.run(x, run.alpha)
+        g, sides = replace(call, extras=_gathering(call.extras)).run(x, run.alpha)
+        run.sides += sides
 
         def couple(g: torch.Tensor) -> torch.Tensor:
             assert run.arithmetic is not None
@@ -300,6 +306,20 @@ def _refuse_transforms() -> None:
         hint="Use torch.autograd, which does. torch.vmap, torch.jit.trace and torch.export work inside "
         "torch.no_grad().",
     )
+
+
+def _gathering(extras: list[Any]) -> list[Any]:
+    """The arguments as views of their own, each of which adds up the gradients of its readers in one segment.
+
+    A reversible segment hands on that sum. Without the views autograd would add the readers' gradients to the
+    argument's one by one, which rounds differently. The first view is made last, so that its sum comes first.
+    """
+    seen = [e.view_as(e) if _has_graph(e) else e for e in reversed(extras)]
+    return seen[::-1]
+
+
+def _has_graph(extra: Any) -> bool:
+    return isinstance(extra, torch.Tensor) and extra.requires_grad and not extra.is_leaf
 
 
 def _nothing() -> None:

@@ -22,6 +22,10 @@ from revsurgeon.reversible.sharding import gathered
 _LEAF_NODE = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
 
 
+Values = tuple[torch.Tensor, tuple[Any, ...]]
+"""G, and what the block gives out beside the stream: tensors, and sizes that come with them."""
+
+
 @dataclass
 class SegmentMemory:
     """What is learned about a segment when it runs, and holds for later runs.
@@ -45,6 +49,7 @@ class SegmentCall:
         uses: gives all parameters that it uses, each once, and all modules whose buffers it may change.
         memory: shared by all calls of the segment.
         chunks: how it is run piece by piece; None runs it whole.
+        sides: how many values the function returns behind G: what the block gives out beside the stream.
     """
 
     name: str
@@ -54,11 +59,16 @@ class SegmentCall:
     uses: Callable[[], tuple[list[torch.Tensor], list[nn.Module]]]
     memory: SegmentMemory
     chunks: Chunks | None = None
+    sides: int = 0
 
-    def run(self, x: torch.Tensor, alpha: float) -> torch.Tensor:
-        """G(x; alpha) in the caller's autograd mode."""
+    def run(self, x: torch.Tensor, alpha: float) -> Values:
+        """G(x; alpha) and the side outputs, in the caller's autograd mode."""
         function = self.function if self.chunks is None else self.chunks.piecewise(self.function)
-        return function(self.block, x, alpha, *self.extras)
+        return self.parted(function(self.block, x, alpha, *self.extras))
+
+    def parted(self, result: Any) -> Values:
+        """What the function returned, as G and side outputs."""
+        return (result[0], tuple(result[1:])) if self.sides else (result, ())
 
 
 class Record:
@@ -103,8 +113,8 @@ class Record:
                 hint="Call requires_grad_() before the forward, or after the backward.",
             )
 
-    def first_run(self, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> torch.Tensor:
-        """G(x; alpha) without keeping anything for autograd.
+    def first_run(self, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> Values:
+        """G(x; alpha) and the side outputs, without keeping anything for autograd.
 
         It runs with gradients enabled all the same: some modules choose another kernel, with other bits,
         when they are disabled (nn.MultiheadAttention, LSTMs), and the second run needs them enabled. And it
@@ -120,12 +130,14 @@ class Record:
         with torch.enable_grad():
             pieces = self._pieces(x if x.requires_grad else x.detach().requires_grad_())
         results = []
+        sides: tuple[Any, ...] = ()
         for piece in pieces:
             replay = Replay()
             self.replays.append(replay)
             with replay.noting(self.modules, x.device, self.call.memory.changing), _kept_nowhere():
-                results.append(self._run(piece, extras).detach())
-        return self._joined(results)
+                g, sides = self._run(piece, extras)
+                results.append(g.detach())
+        return self._joined(results), tuple(_own(side, x) for side in sides)
 
     def run_again(self, x: torch.Tensor) -> torch.Tensor:
         """The same value once more, without a graph."""
@@ -133,11 +145,15 @@ class Record:
         results = []
         for piece, replay in zip(self._pieces(x), self.replays, strict=True):
             with gathered(self.call.block), replay.again(x.device), _kept_nowhere():
-                results.append(self._run(*self._leaves(piece)).detach())
+                results.append(self._run(*self._leaves(piece))[0].detach())
         return self._joined(results)
 
     def differentiate(
-        self, x: torch.Tensor, grad: torch.Tensor | None, rebuilt: Callable[[torch.Tensor], None]
+        self,
+        x: torch.Tensor,
+        grad: torch.Tensor | None,
+        rebuilt: Callable[[torch.Tensor], None],
+        side_grads: Sequence[torch.Tensor | None] = (),
     ) -> list[torch.Tensor | None]:
         """Run once more and backpropagate.
 
@@ -145,15 +161,18 @@ class Record:
             x: as the branch saw it.
             grad: of G(x; alpha).
             rebuilt: called with G(x; alpha), before the backpropagation if it runs whole.
+            side_grads: of the side outputs.
 
         Returns:
             The gradients of x, of the arguments that need one, and of the parameters.
         """
         if self.call.chunks is None:
-            g, leaves = self._run_for_gradient(x, self.replays[0])
+            (g, sides), leaves = self._run_for_gradient(x, self.replays[0])
             del x
             rebuilt(g.detach())
-            return gradients(g, leaves, grad)
+            pairs = zip(sides, side_grads or [None] * len(sides), strict=True)
+            tensors = [(side, found) for side, found in pairs if isinstance(side, torch.Tensor)]
+            return gradients([(g, grad), *tensors], leaves)
         pieces = self._pieces(x)
         grads = [None] * len(pieces) if grad is None else self._pieces(grad)
         results: list[torch.Tensor] = []
@@ -161,9 +180,9 @@ class Record:
         of_rest: list[torch.Tensor | None] = []
         # Backwards, as autograd goes through the pieces of a stored chain, so that sums have its order.
         for piece, piece_grad, replay in zip(pieces[::-1], grads[::-1], self.replays[::-1], strict=True):
-            g, leaves = self._run_for_gradient(piece, replay)
+            (g, _), leaves = self._run_for_gradient(piece, replay)
             results.insert(0, g.detach())
-            found = gradients(g, leaves, piece_grad)
+            found = gradients([(g, piece_grad)], leaves)
             of_x.insert(0, found[0])
             of_rest = [_sum(a, b) for a, b in zip(of_rest, found[1:], strict=True)] if of_rest else found[1:]
         rebuilt(self._joined(results))
@@ -177,15 +196,16 @@ class Record:
     def _joined(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         return pieces[0] if self.call.chunks is None else self.call.chunks.join(pieces)
 
-    def _run_for_gradient(self, x: torch.Tensor, replay: Replay) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The same value with its graph, and the leaves to differentiate by: x, arguments, parameters."""
+    def _run_for_gradient(self, x: torch.Tensor, replay: Replay) -> tuple[Values, list[torch.Tensor]]:
+        """The same values with their graph, and the leaves to differentiate by: x, arguments, parameters."""
         with replay.again(x.device), torch.enable_grad():
             leaf, extras = self._leaves(x)
-            g = self._run(leaf, extras)
+            values = self._run(leaf, extras)
         wanted = [e for e, wants in zip(extras, self.wants_grad, strict=True) if wants]
         leaves = [leaf, *wanted, *self.parameters]
-        self._check_leaves(g, leaves)
-        return g, leaves
+        sides = [side for side in values[1] if isinstance(side, torch.Tensor)]
+        self._check_leaves([values[0], *sides], leaves)
+        return values, leaves
 
     def _leaves(self, x: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
         extras = [
@@ -194,7 +214,7 @@ class Record:
         ]
         return x.detach().requires_grad_(), extras
 
-    def _run(self, leaf: torch.Tensor, extras: Sequence[Any]) -> torch.Tensor:
+    def _run(self, leaf: torch.Tensor, extras: Sequence[Any]) -> Values:
         # Autocast shares one low-precision copy of a leaf among all its readers, and so would add their
         # gradients in low precision. In a stored chain x is no leaf; nor is it here.
         x = leaf.view_as(leaf)
@@ -202,16 +222,16 @@ class Record:
             e.view_as(e) if wants and not was_leaf else e
             for e, wants, was_leaf in zip(extras, self.wants_grad, self.was_leaf, strict=True)
         ]
-        return self.call.function(self.call.block, x, self.alpha, *seen)
+        return self.call.parted(self.call.function(self.call.block, x, self.alpha, *seen))
 
-    def _check_leaves(self, g: torch.Tensor, leaves: list[torch.Tensor]) -> None:
+    def _check_leaves(self, roots: list[torch.Tensor], leaves: list[torch.Tensor]) -> None:
         """Every tensor that the segment's graph ends in must be one whose gradient is returned.
 
         Raises:
             ChainBrokenError: another one is reached; its gradient would be lost without a word.
         """
         known = {(edge.node, edge.output_nr) for edge in map(get_gradient_edge, leaves)}
-        stack = [] if g.grad_fn is None else [g.grad_fn]
+        stack = [root.grad_fn for root in roots if root.grad_fn is not None]
         seen = set(stack)
         while stack:
             node = stack.pop()
@@ -246,18 +266,29 @@ def _never(_: Any) -> torch.Tensor:
     )
 
 
+def _own(side: Any, x: torch.Tensor) -> Any:
+    """A side output without its graph, in memory that is not the stream's."""
+    if not isinstance(side, torch.Tensor):
+        return side
+    side = side.detach()
+    shared = side.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return side.clone() if shared else side
+
+
 def gradients(
-    g: torch.Tensor, leaves: list[torch.Tensor], grad: torch.Tensor | None
+    roots: list[tuple[torch.Tensor, torch.Tensor | None]], leaves: list[torch.Tensor]
 ) -> list[torch.Tensor | None]:
-    """Gradients of a segment by its leaves, parameters' own hooks left to the outer backward."""
-    if grad is None or not g.requires_grad:
+    """Gradients of a segment's values by its leaves, parameters' own hooks left to the outer backward."""
+    given = [(root, grad.to(root.dtype)) for root, grad in roots if grad is not None and root.requires_grad]
+    if not given:
         return [None] * len(leaves)
+    values, grads = zip(*given, strict=True)
     # A hook on a parameter would run here, and once more when the outer graph gets to the parameter.
     hooks = [(leaf, leaf._backward_hooks) for leaf in leaves if leaf._backward_hooks]
     for leaf, _ in hooks:
         leaf._backward_hooks = None
     try:
-        return list(torch.autograd.grad(g, leaves, grad.to(g.dtype), allow_unused=True))
+        return list(torch.autograd.grad(values, leaves, grads, allow_unused=True))
     finally:
         for leaf, saved in hooks:
             leaf._backward_hooks = saved

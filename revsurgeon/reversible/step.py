@@ -65,8 +65,10 @@ class Step(torch.autograd.Function):
         """Run the segment on x and the tape's streams; y and inputs are here for their gradients."""
         ctx.set_materialize_grads(False)
         ctx.tape, ctx.index = tape, len(tape.records)
-        value = tape.advance(record, x, inputs[: sum(record.wants_grad)])
-        return value, stand_in(value)
+        value, sides = tape.advance(record, x, inputs[: sum(record.wants_grad)])
+        tensors = [side for side in sides if isinstance(side, torch.Tensor)]
+        ctx.mark_non_differentiable(*(t for t in tensors if not (t.is_floating_point() or t.is_complex())))
+        return value, stand_in(value), *sides
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Any:
@@ -76,7 +78,7 @@ class Step(torch.autograd.Function):
                 "a reversible chain cannot be differentiated twice (backward with create_graph=True).",
                 hint="Use `with revsurgeon.stored_activations(model):` around forward and backward.",
             )
-        grad_x, grad_y = grads
+        grad_x, grad_y, *grad_sides = grads
         tape: Tape = ctx.tape
         record = tape.records[ctx.index]
         with tape.lock:
@@ -92,7 +94,7 @@ class Step(torch.autograd.Function):
 
                 seen = tape.arithmetic.value(Streams(x, x), record.dtype)
                 del streams, x
-                through_g = record.differentiate(seen, grad_x, step_back)
+                through_g = record.differentiate(seen, grad_x, step_back, grad_sides)
             if ctx.index == 0:
                 tape.finish()
         return None, None, weighted_sum(through_g[0], grad_y, tape.arithmetic.beta), grad_x, *through_g[1:]

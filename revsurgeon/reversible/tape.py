@@ -11,7 +11,7 @@ import torch
 from revsurgeon.errors import ChainBrokenError, RevsurgeonError
 from revsurgeon.reversible.arithmetic import Arithmetic, ExactArithmetic, Streams
 from revsurgeon.reversible.held import Held
-from revsurgeon.reversible.record import Record, SegmentCall
+from revsurgeon.reversible.record import Record, SegmentCall, Values
 from revsurgeon.reversible.settings import Settings
 
 
@@ -51,11 +51,11 @@ class Tape:
             x, y = x.to(torch.int32), y.to(torch.int32)
         self._end, self.streams = Held(x, y), None
 
-    def advance(self, record: Record, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Run the next segment on x as its branch sees it; the new x as its reader sees it."""
+    def advance(self, record: Record, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> Values:
+        """Run the next segment on x as its branch sees it; the new x as its reader sees it, side outputs."""
         arithmetic, streams = self.arithmetic, self.streams
         assert streams is not None
-        g = record.first_run(x, arguments)
+        g, sides = record.first_run(x, arguments)
         record.checksum = arithmetic.checksum(streams.x)
         if not self.records:
             self._start_y = arithmetic.checksum(streams.y)
@@ -67,15 +67,15 @@ class Tape:
         self.streams = Streams(streams.x.detach(), streams.y)
         if self.anchor_every and len(self.records) % self.anchor_every == 0:
             self._anchors[len(self.records) - 1] = Held(self.streams.x, self.streams.y)
-        return value
+        return value, sides
 
-    def pass_by(self, call: SegmentCall, alpha: float, dtype: torch.dtype) -> torch.Tensor:
+    def pass_by(self, call: SegmentCall, alpha: float, dtype: torch.dtype) -> Values:
         """Run a segment that needs no gradient, nor anything before it: there is no way back to it."""
         assert self.streams is not None
         x = self.arithmetic.value(self.streams, dtype)
-        g = call.run(x, alpha)
+        g, sides = call.run(x, alpha)
         self.streams, _ = self.arithmetic.couple(self.streams, g, keep=False)
-        return self.arithmetic.value(self.streams, dtype)
+        return self.arithmetic.value(self.streams, dtype), sides
 
     def check_range(self) -> None:
         """In exact arithmetic: every stream of this run must have fitted the grid."""

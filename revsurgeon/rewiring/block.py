@@ -8,6 +8,7 @@ argument left out), and kept.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect as python_inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,7 @@ class PlannedSegment:
     extras: tuple[int, ...]
     branch: tuple[str, ...]
     attributes: tuple[str, ...]
+    sides: int = 0
     memory: SegmentMemory = field(default_factory=SegmentMemory)
     _compiled: tuple[dict[str, Any], Callable[..., torch.Tensor]] | None = None
     _dimensions: dict[torch.Size, int | None] = field(default_factory=dict)
@@ -53,7 +55,8 @@ class PlannedSegment:
         """The segment for one call of the live block, compiled if there are options for torch.compile."""
         extras = [leaves[i] for i in self.extras]
         function = self.function if options is None else self._compile(options)
-        return SegmentCall(self.name, function, block, extras, lambda: self._uses(block), self.memory)
+        uses = functools.partial(self._uses, block)
+        return SegmentCall(self.name, function, block, extras, uses, self.memory, sides=self.sides)
 
     def cut(self, call: SegmentCall, x: torch.Tensor, alpha: float, count: int) -> None:
         """Have a call run in `count` pieces, if that is the same as running it whole."""
@@ -173,6 +176,7 @@ class RewiredForward:
         try:
             leaves, spec = pytree.tree_flatten((args, kwargs))
             plan = self._plan(args, kwargs, leaves, spec, x)
+            run.sides = []
             for segment in plan.segments:
                 call = segment.bind(self.block, leaves, self.chain.compile_options)
                 if self.chain.chunks > 1 and run.how != "plain":
@@ -184,7 +188,7 @@ class RewiredForward:
             raise
         if plan.finish is None:
             return result
-        return plan.finish(self.block, result, 0.0, *(leaves[i] for i in plan.finish_extras))
+        return plan.finish(self.block, result, 0.0, *(leaves[i] for i in plan.finish_extras), *run.sides)
 
     def _find_position(self) -> int:
         if self.stream.isdigit():
@@ -271,7 +275,8 @@ class RewiredForward:
         segments = []
         for i, g in enumerate(graphs.segments):
             name = f"{self.path} (segment {i})"
-            segments.append(PlannedSegment(name, g.compile(name), g.extras, g.branch, g.attributes))
+            made = PlannedSegment(name, g.compile(name), g.extras, g.branch, g.attributes, len(g.sides))
+            segments.append(made)
         finish = compile_graph(graphs.finish) if graphs.finish is not None else None
         return Plan(segments, finish, graphs.finish_extras, specialised, inlined)
 

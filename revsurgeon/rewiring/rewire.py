@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from revsurgeon.anatomy import Anatomy, inspect
-from revsurgeon.anatomy.probe import ExampleInputs
+from revsurgeon.anatomy.probe import ExampleInputs, untouched
 from revsurgeon.errors import UnsupportedModelError
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.chain import Chain
@@ -123,14 +123,16 @@ def rewire_with_checks(
     anatomy = inspect(model, example_inputs, granularity=recipe.granularity, select=recipe.selects)
     if not anatomy.chains:
         raise nothing_to_rewire(type(model).__name__, anatomy)
-    reference = reference_outputs(model, example_inputs) if check else []
+    with untouched(model):
+        reference = reference_outputs(model, example_inputs) if check else []
     attach(model, specs_of(anatomy, recipe), granularity=recipe.granularity)
     found = None
     try:
-        if check:
-            found = check_and_start(model, reference, recipe, arithmetic or recipe.arithmetic)
-        else:
-            start_unchecked(model, recipe, arithmetic or recipe.arithmetic)
+        with untouched(model):
+            if check:
+                found = check_and_start(model, reference, recipe, arithmetic or recipe.arithmetic)
+            else:
+                start_unchecked(model, recipe, arithmetic or recipe.arithmetic)
     except BaseException:
         detach(model)
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -64,7 +64,7 @@ def calls_of(
     """The segments that a call of a block consists of, and what makes its output of the last x.
 
     Returns:
-        The segments, and a function from x to the block's output.
+        The segments, and a function from x and the segments' side outputs to the block's output.
     """
     from torch.utils import _pytree as pytree
 
@@ -72,10 +72,10 @@ def calls_of(
     leaves, spec = pytree.tree_flatten((args, kwargs))
     plan = forward._plan(args, kwargs, leaves, spec, x)
 
-    def finish(result: Any) -> Any:
+    def finish(result: Any, sides: Sequence[Any] = ()) -> Any:
         if plan.finish is None:
             return result
-        return plan.finish(forward.block, result, 0.0, *(leaves[i] for i in plan.finish_extras))
+        return plan.finish(forward.block, result, 0.0, *(leaves[i] for i in plan.finish_extras), *sides)
 
     return [segment.bind(forward.block, leaves) for segment in plan.segments], finish
 

@@ -197,9 +197,13 @@ class ReadsData(Base):
 
 
 class ReturnsMore(Base):
+    """A second value that both residual modules take part in."""
+
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y = self.f(x)
-        return x + y, y.mean()
+        x = x + y
+        z = self.g(x)
+        return x + z, (y * z).mean()
 
 
 class OnlyInTraining(Base):

@@ -19,7 +19,9 @@ def test_every_reason_has_a_section_and_every_section_a_reason() -> None:
 
 
 def test_every_section_says_something() -> None:
-    _, *sections = re.split(r"^### .*$", PAGE.read_text().partition("## None of these")[0], flags=re.MULTILINE)
+    _, *sections = re.split(
+        r"^### .*$", PAGE.read_text().partition("## None of these")[0], flags=re.MULTILINE
+    )
     assert all(len(section.split()) > 8 for section in sections)
 
 
