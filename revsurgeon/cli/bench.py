@@ -91,7 +91,7 @@ def bench(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw a .png, .svg or .pdf: memory against what has several values, and time against memory.",
+            help="Draw a .png, .svg or .pdf: memory against what varies, and time against memory.",
         ),
     ] = None,
     as_json: options.Json = False,

@@ -100,8 +100,8 @@ def memory(
 ) -> None:
     """Predict the memory of a training step, for every way to train, without weights and without a GPU.
 
-    Stored activations, checkpoints around blocks, and reversible chains: what each takes at its peak, what for,
-    and in which module. With --fit, the largest size that fits. Sizes are in binary units.
+    Stored activations, checkpoints around blocks, and reversible chains: what each takes at its peak, for
+    what, and in which module. With --fit, the largest size that fits. Sizes are in binary units.
     """
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
         from revsurgeon.memory.sizes import Sizes, check_vary, parse_bytes

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al., ICLR 2022) on the linear layers of some blocks, to plan with.
 
-The layout is that of the usual libraries: the layer stays, frozen, and two thin ones run beside it. It is here
-so that planning needs no other package.
+The layout is that of the usual libraries: the layer stays, frozen, and two thin ones run beside it. It is
+here so that planning needs no other package.
 """
 
 from __future__ import annotations

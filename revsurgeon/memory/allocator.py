@@ -1,4 +1,4 @@
-"""What a device's allocator says of a piece of work: the most bytes at one time, and those left at the end."""
+"""What a device's allocator says of a piece of work: most bytes at one time, and those left at the end."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def bench(
 ) -> BenchReport:
     """Measure peak, time and gradient error of every way to train, at some sizes.
 
-    A row whose peak is beyond the device's memory is one that does not fit: on CUDA the allocator says so, on a
-    CPU the prediction does, before anything is run.
+    A row whose peak is beyond the device's memory is one that does not fit: on CUDA the allocator says so, on
+    a CPU the prediction does, before anything is run.
 
     Args:
         source: an artifact, or a source as `convert` takes it.
@@ -185,10 +185,11 @@ def _row(
 ) -> BenchRow:
     expected = None if predicted is None else predicted.peak.total
     kept = None if predicted is None else predicted.kept
+    seconds = None if predicted is None else predicted.seconds[plan.device.type]
     if isinstance(found, str):
         return BenchRow(
             way.name, way.title, plan.lora_rank, sizes, "does not fit", found,
-            predicted_peak=expected, predicted_kept=kept,
+            predicted_peak=expected, predicted_kept=kept, predicted_seconds=seconds,
         )  # fmt: skip
     return BenchRow(
         way.name,
@@ -208,6 +209,7 @@ def _row(
         error=found.error,
         predicted_peak=expected,
         predicted_kept=kept,
+        predicted_seconds=seconds,
     )
 
 

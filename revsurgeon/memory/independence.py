@@ -1,8 +1,8 @@
 """Along which dimension a segment may be run piece by piece, told from its operators alone.
 
-A real run finds this by trying values (rewiring/chunking.py). Without values, the place of every element along
-the dimension is followed through the segment's operators instead. An operator that is not known here, or that
-mixes places, ends it: then the segment counts as one that has to be run whole.
+A real run finds this by trying values (rewiring/chunking.py). Without values, the place of every element
+along the dimension is followed through the segment's operators instead. An operator that is not known here,
+or that mixes places, ends it: then the segment counts as one that has to be run whole.
 """
 
 from __future__ import annotations

@@ -71,10 +71,10 @@ def figure_of(plan: MemoryPlan) -> Figure:
     for place, (row, end) in enumerate(zip(rows, left, strict=True)):
         axes.text(end, place, f" {size(row.peak)}", va="center", ha="left", fontsize=8.5)
     right = max(left)
-    if plan.limit is not None:
+    if plan.limit is not None and plan.limit / unit < 1.6 * right:  # one far away would squeeze the bars
         axes.axvline(plan.limit / unit, color="black", linestyle="--", linewidth=1.2)
         axes.text(plan.limit / unit, len(rows) - 0.45, f" {size(plan.limit)}", fontsize=8.5, va="bottom")
-        right = max(right, min(plan.limit / unit, 1.6 * right))
+        right = max(right, plan.limit / unit)
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axes.set_xlim(0, right * 1.14)
     axes.set_ylim(-0.6, len(rows) - 0.2)

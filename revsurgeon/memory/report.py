@@ -25,7 +25,7 @@ class BenchRow:
         samples_per_second: at that time.
         time_ratio: to stored activations.
         error: of the gradients.
-        predicted_peak, predicted_kept: what `revsurgeon memory` says.
+        predicted_peak, predicted_kept: what `revsurgeon memory` says; predicted_seconds: by its roofline.
     """
 
     strategy: str
@@ -45,6 +45,7 @@ class BenchRow:
     error: float | None = None
     predicted_peak: int | None = None
     predicted_kept: int | None = None
+    predicted_seconds: float | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -84,6 +84,7 @@ class Simulator:
     point: Point
     _fake: Any = field(default=None, repr=False)
     _copy: nn.Module | None = field(default=None, repr=False)
+    _prepared: set[Any] = field(default_factory=set, repr=False)
     _stepper: torch.optim.Optimizer | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ class Simulator:
             UnsupportedModelError: the network cannot be run without memory.
         """
         assert self._copy is not None
-        with no_memory(), training_by(self._copy, strategy, self.point):
+        with no_memory(self._fake), training_by(self._copy, strategy, self.point):
             given = fake_inputs(arguments)
             try:
                 if strategy.reversible:
@@ -135,7 +136,7 @@ class Simulator:
             return run
 
         noted = {r: noting(r) for r in rewired_forwards(self._copy)}
-        with no_memory(), torch.no_grad(), replaced_forwards(noted):
+        with no_memory(self._fake), torch.no_grad(), replaced_forwards(noted):
             self._forward(fake_inputs(arguments))
         kept, floor = 0, 1
         for size in sizes.values():
@@ -145,13 +146,14 @@ class Simulator:
     def _prepare(self, arguments: Arguments, strategy: Strategy) -> None:
         """Have the blocks cut for this kind of call, which makes tensors that a real step does not make."""
         assert self._copy is not None
+        kind = strategy.name == "chunked", tuple(t.shape for t in _tensors(arguments))
+        if kind in self._prepared:
+            return
         if strategy.name == "chunked":
             set_dimensions(self._copy, lambda: self._forward(arguments))
-        for _ in range(2):  # again if that changed what the blocks are cut by
-            before = _plans(self._copy)
+        else:
             self._forward(arguments)
-            if _plans(self._copy) == before:
-                return
+        self._prepared.add(kind)
 
     def _forward(self, arguments: Arguments) -> None:
         assert self._copy is not None
@@ -201,10 +203,6 @@ class _gradients_counted:  # noqa: N801  # a context manager, used as one
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
-
-
-def _plans(network: nn.Module) -> int:
-    return sum(len(forward._plans) for forward in rewired_forwards(network))
 
 
 def _tensors(tree: Any) -> Sequence[torch.Tensor]:

@@ -94,7 +94,7 @@ def _resized(entry: Input, sizes: Sizes) -> Input:
 
 
 def frames_dimension(entry: Input) -> int:
-    """Which dimension of a clip (B, C, T, H, W) or (B, T, C, H, W) is time: the other one has few channels."""
+    """Which dimension of a clip (B, C, T, H, W) or (B, T, C, H, W) is time: the other has few channels."""
     return 2 if entry.shape[1] in (1, 2, 3, 4) and entry.shape[1] <= entry.shape[2] else 1
 
 

@@ -66,9 +66,13 @@ def _needs_values(asker: str) -> UnsupportedModelError:
 
 
 @contextmanager
-def no_memory() -> Iterator[FakeTensorMode]:
-    """Make every tensor that is created inside this context a fake one."""
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+def no_memory(fake: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
+    """Make every tensor that is created inside this context a fake one.
+
+    Args:
+        fake: the mode that fake tensors in use belong to; None makes one.
+    """
+    fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
         stack.enter_context(fake)
         stack.enter_context(WithoutValues())
