@@ -143,9 +143,9 @@ def _detection(entry: Entry) -> Subject:
 def _config(entry: Entry) -> Subject:
     """An architecture of transformers with a configuration made small, as small as it still runs."""
     last: Exception | None = None
-    for factor, image in ((8, 64), (8, None), (4, None), (2, None), (1, None)):
+    for factor, depth, image in ((8, 3, 64), (8, 4, 64), (8, 4, None), (4, 3, 64), (1, 4, None)):
         try:
-            network, batches, size = _from_config(entry, factor, image)
+            network, batches, size = _from_config(entry, factor, depth, image)
         except Exception as error:  # noqa: BLE001 - a configuration that was not foreseen fails anyhow
             last = error
             continue
@@ -155,13 +155,15 @@ def _config(entry: Entry) -> Subject:
     raise NotTriedError(repr(last)[:300])
 
 
-def _from_config(entry: Entry, factor: int, image: int | None) -> tuple[nn.Module, list[Any], str]:
+def _from_config(
+    entry: Entry, factor: int, depth: int, image: int | None
+) -> tuple[nn.Module, list[Any], str]:
     from benchmarks.zoo.shrink import shrink
     from revsurgeon.sources.transformers_classes import config_class_of
     from revsurgeon.sources.transformers_source import build_of_config, construct, inputs_of
 
     config = config_class_of(entry.name)(**entry.settings)
-    shrink(config, factor)
+    shrink(config, factor, depth, image)
     for name, value in {"use_cache": False}.items():
         if hasattr(config, name):
             setattr(config, name, value)

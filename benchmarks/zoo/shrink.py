@@ -7,10 +7,12 @@ All widths are divided by one factor, so that whatever has to fit together still
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
-DEPTH, STAGE, VOCABULARY, POSITIONS, FRAMES = 3, 2, 128, 64, 4
+VOCABULARY, POSITIONS, FRAMES = 128, 64, 4
 _FIRST_SPECIAL = 100
+_IMAGES = ("image_size", "img_size", "input_size", "crop_size")
 
 _DEPTH = re.compile(r"(^|_)(layers?|depth|blocks)$|^n_layers?$|^num_hidden_layers$")
 _NOT_DEPTH = re.compile(r"^(num_feat_extract|num_conv|adapter|conv|first|num_adapter|linear|feature)")
@@ -27,16 +29,26 @@ _NOT_WIDTH = re.compile(
 )
 
 
-def shrink(config: Any, factor: int) -> None:
+def shrink(config: Any, factor: int, depth: int = 3, image: int | None = 64) -> None:
     """Change a configuration and those inside it, in place.
 
     Args:
         config: a transformers configuration.
         factor: by which widths are divided; 1 leaves them.
+        depth: how many layers are left.
+        image: about how large images are, in pixels; None leaves them.
     """
-    specials: dict[int, int] = {}
+    how = _How(factor, depth, image)
     for part in _parts(config):
-        _shrink_one(part, factor, specials)
+        _shrink_one(part, how)
+
+
+@dataclass
+class _How:
+    factor: int
+    depth: int
+    image: int | None
+    specials: dict[int, int] = field(default_factory=dict)
 
 
 def _parts(config: Any) -> list[Any]:
@@ -46,60 +58,67 @@ def _parts(config: Any) -> list[Any]:
     return [config, *(part for value in inside for part in _parts(value))]
 
 
-def _shrink_one(config: Any, factor: int, specials: dict[int, int]) -> None:
+def _shrink_one(config: Any, how: _How) -> None:
     own = dict(vars(config))
+    depths = {v for n, v in own.items() if _is_depth(n, v, how)}
     stages = own.get("stage_names")
-    if stages and len(stages) - 1 > DEPTH and any(_is_depth(n, v) for n, v in own.items()):
-        count = len(own.get("_out_features") or [])  # a head may want as many as before
-        config.stage_names = stages[: DEPTH + 1]
-        config._out_features = stages[DEPTH + 1 - min(count, DEPTH + 1) : DEPTH + 1]
-        config._out_indices = list(range(DEPTH + 1 - min(count, DEPTH + 1), DEPTH + 1))
-        own = dict(vars(config))
-    lengths = {v for n, v in own.items() if _is_depth(n, v)}
+    if stages and len(stages) - 1 in depths:
+        wanted = min(len(own.get("_out_features") or []), how.depth)  # a head may want as many as before
+        config.stage_names = stages[: how.depth + 1]
+        config._out_indices = list(range(how.depth + 1 - wanted, how.depth + 1))
+        config._out_features = [stages[i] for i in config._out_indices]
+        own = {n: v for n, v in own.items() if n not in ("stage_names", "_out_indices", "_out_features")}
     for name, value in own.items():
-        new = _new_value(name, value, config, factor, specials)
-        if isinstance(new, (list, tuple)) and len(new) in lengths and len(new) > DEPTH:
-            new = type(new)(new[:DEPTH])
+        new = _new_value(name, value, config, how)
+        if isinstance(new, (list, tuple)) and len(new) in depths and len(new) > how.depth:
+            new = type(new)(new[: how.depth])
         if new != value:
             setattr(config, name, new)
 
 
-def _is_depth(name: str, value: Any) -> bool:
-    plain = isinstance(value, int) and not isinstance(value, bool) and value > DEPTH
+def _is_depth(name: str, value: Any, how: _How) -> bool:
+    plain = isinstance(value, int) and not isinstance(value, bool) and value > how.depth
     return plain and bool(_DEPTH.search(name)) and not _NOT_DEPTH.search(name)
 
 
-def _new_value(name: str, value: Any, config: Any, factor: int, specials: dict[int, int]) -> Any:
+def _new_value(name: str, value: Any, config: Any, how: _How) -> Any:
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return value
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             return value
-        return {k: _new_value(k, v, config, factor, specials) for k, v in value.items()}
+        return {k: _new_value(k, v, config, how) for k, v in value.items()}
     if _TOKEN.search(name):
-        return _special(value, specials)
+        return _special(value, how.specials)
     if isinstance(value, (list, tuple)):
-        numbers = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
-        if numbers and _STAGES.search(name):
-            return type(value)(min(v, STAGE) for v in value)
-        if name in ("image_size", "img_size", "input_size") and numbers:
-            return type(value)(_image(config) for _ in value)
-        return type(value)(_width(name, v, factor) for v in value) if numbers else value
+        return _new_list(name, value, config, how)
     if not isinstance(value, int):
         return value
-    if _is_depth(name, value):
-        return DEPTH
+    if _is_depth(name, value, how):
+        return how.depth
     if "vocab_size" in name:
         return min(value, VOCABULARY)
     if _POSITIONS.search(name):
         return min(value, POSITIONS)
-    if name in ("image_size", "img_size", "input_size", "crop_size"):
-        return min(value, _image(config))
+    if name in _IMAGES:
+        return min(value, _image(config, how) or value)
     if name in ("num_frames", "frames_per_clip"):
         return min(value, FRAMES)
     if "experts" in name and "per" not in name and value > 8:
         return 8
-    return _width(name, value, factor)
+    return _width(name, value, how.factor)
+
+
+def _new_list(name: str, value: Any, config: Any, how: _How) -> Any:
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        return value
+    if _STAGES.search(name):
+        return type(value)(min(v, how.depth - 1) for v in value)
+    if name in _IMAGES:
+        return type(value)(min(v, _image(config, how) or v) for v in value)
+    if "indices" in name and len(value) <= how.depth <= max(value, default=0):
+        return type(value)(range(how.depth - len(value), how.depth))
+    return type(value)(_width(name, v, how.factor) for v in value)
 
 
 def _width(name: str, value: int, factor: int) -> int:
@@ -107,10 +126,13 @@ def _width(name: str, value: int, factor: int) -> int:
     return value // factor if wide and value % factor == 0 and value // factor >= 4 else value
 
 
-def _image(config: Any) -> int:
+def _image(config: Any, how: _How) -> int | None:
+    """A multiple of the patches' size."""
+    if how.image is None:
+        return None
     patch = getattr(config, "patch_size", None) or 4
     patch = patch if isinstance(patch, int) else patch[-1]
-    return 64 if 64 % patch == 0 else 4 * patch
+    return how.image if how.image % patch == 0 else 4 * patch
 
 
 def _special(value: Any, specials: dict[int, int]) -> Any:

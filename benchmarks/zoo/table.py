@@ -25,7 +25,7 @@ process of its own. *Converted* means that all of this holds:
 - beta = .5 changes what every chain returns;
 - in training mode, with dropout and stochastic depth on, exact arithmetic at (.9, .1) gives the gradients of
   stored activations, `torch.equal` for every parameter, and the same outputs, statistics and random state;
-- float arithmetic in float64 at (.3, .7) gives them up to rounding (bound: 100 n eps / .7^n, n being the
+- float arithmetic in float64 at (.3, .7) gives them up to rounding (bound: 10^4 n eps / .7^n, n being the
   segments of the longest chain). Networks that do not run in float64 themselves are marked "-".
 
 A network with a single segment in every chain converts, but saves nothing worth having: look at the column of

@@ -184,7 +184,7 @@ class Flow:
     def slice_of(
         self, ends: Iterable[fx.Node], stop: fx.Node, given: Collection[fx.Node] = ()
     ) -> list[fx.Node]:
-        """All nodes that `ends` need, back to `stop` and what is given; sizes come from `stop` if possible."""
+        """All nodes that `ends` need, back to `stop` and what is given; sizes come from `stop` if known."""
         found: set[fx.Node] = set()
         stack = [end for end in ends if end is not stop]
         while stack:

@@ -19,7 +19,7 @@ class Reason(StrEnum):
     SHAPE_CHANGES = "shape-changes"
     """The output has another shape than the input, as in downsampling."""
     SIDE_OUTPUT = "side-output"
-    """A second value that is computed from the stream leaves the block."""
+    """A second value, which several residual modules take part in, leaves the block."""
     SIDE_EFFECT = "side-effect"
     """Something with an effect would be lost, repeated or reordered."""
     MUTATES = "changes-arguments"

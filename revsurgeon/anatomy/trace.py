@@ -98,6 +98,23 @@ class ValueProxy(fx.Proxy):
             )
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    # Tuples are structure: taken apart, so that ``(x,) + rest[1:]`` is a tuple of values and not an operation.
+
+    def __getitem__(self, key: Any) -> Any:
+        if _is_sequence(self) and isinstance(key, slice):
+            return type(self.value)(self[i] for i in range(len(self.value))[key])
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
+
+    def __add__(self, other: Any) -> Any:
+        if _is_sequence(self):
+            return type(self.value)(self) + (type(self.value)(other) if _is_sequence(other) else other)
+        return self.tracer.create_proxy("call_function", operator.add, (self, other), {})
+
+    def __radd__(self, other: Any) -> Any:
+        if _is_sequence(self):
+            return other + type(self.value)(self)
+        return self.tracer.create_proxy("call_function", operator.add, (other, self), {})
+
     def _decide(self) -> Any:
         """The example value, for Python code that decides by it; only sizes may be decided by."""
         if isinstance(self.value, torch.Tensor):
@@ -135,6 +152,10 @@ class ValueProxy(fx.Proxy):
 
     def __hash__(self) -> int:
         return id(self)
+
+
+def _is_sequence(value: Any) -> bool:
+    return type(value) is ValueProxy and type(value.value) in (tuple, list)
 
 
 class _Factories(TorchFunctionMode):
@@ -390,7 +411,7 @@ def _kept(
 
 def _expanded(output: Any) -> Any:
     """The output with every tuple or list that is a proxy's value taken apart, so that its leaves line up."""
-    if type(output) is ValueProxy and type(output.value) in (tuple, list):
+    if _is_sequence(output):
         return type(output.value)(_expanded(output[i]) for i in range(len(output)))
     if type(output) in (tuple, list):
         return type(output)(_expanded(part) for part in output)
