@@ -15,7 +15,8 @@ def residual_add(
     """``F(x) + alpha * x`` (Dr2Net, equation 4) in the operand order of the source.
 
     Args:
-        left, right: the operands; number `skip` of them is the skip, the other one the branch.
+        left, right: the operands; number `skip` of them is the skip, the other one the branch. That may be
+            a plain number: `sum` begins with one.
         alpha: coefficient of the skip; at 1 the operation is the source's own, bit for bit. A tensor of no
             dimension in a compiled segment, whose one graph serves all values.
         in_place: whether the source added into `left`.
@@ -26,6 +27,8 @@ def residual_add(
         return total.to(left.dtype) if in_place else total
     if alpha == 1.0:
         return left.add_(right) if in_place else left + right
+    if not isinstance(branch, torch.Tensor):
+        return alpha * x + branch
     if alpha == 0.0 and branch.shape == x.shape and branch.stride() == x.stride():
         return branch.to(torch.result_type(branch, x))
     if in_place:
