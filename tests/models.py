@@ -92,6 +92,47 @@ def torchvision_r3d() -> tuple[nn.Module, Inputs]:
     return r3d_18(num_classes=5), clips(4, 32)
 
 
+def torchvision_mvit() -> tuple[nn.Module, Inputs]:
+    """Blocks that return the clip's size beside the stream, and one that widens and pools it."""
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    def block(width: int, out: int, stride: int) -> MSBlockConfig:
+        return MSBlockConfig(2, width, out, [3, 3, 3], [3, 3, 3], [1, stride, stride], [1, 2, 2])
+
+    settings = [block(16, 16, 1), block(16, 32, 2), block(32, 32, 1)]
+    network = MViT(
+        **{"spatial_size": (32, 32), "temporal_size": 4, "block_setting": settings, "num_classes": 5},
+        **{"residual_pool": True, "residual_with_cls_embed": False, "rel_pos_embed": True},
+        **{"proj_after_attn": True, "stochastic_depth_prob": 0.2},
+    )
+    return network, clips(4, 32)
+
+
+class TwoPathways(nn.Module):
+    """SlowFast in small: two pathways of residual blocks, with a lateral connection between the stages.
+
+    As in pytorchvideo, the pathways are a list that the network writes into.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.ModuleList([Residual(8), Residual(4)]) for _ in range(2))
+        self.lateral = nn.Linear(4, 8)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, pathways: list[torch.Tensor]) -> torch.Tensor:
+        for stage in self.stages:
+            for number, block in enumerate(stage):
+                pathways[number] = block(pathways[number])
+            slow, fast = pathways
+            pathways[0] = slow + self.lateral(fast[:, :: fast.shape[1] // slow.shape[1]])
+        return self.head(torch.cat([pathway.mean(1) for pathway in pathways], dim=-1))
+
+
+def two_pathways() -> tuple[nn.Module, Inputs]:
+    return TwoPathways(), ([torch.randn(2, 2, 8), torch.randn(2, 8, 4)],)
+
+
 def torchvision_vit() -> tuple[nn.Module, Inputs]:
     from torchvision.models import VisionTransformer
 

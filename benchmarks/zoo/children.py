@@ -14,7 +14,14 @@ from typing import Any
 
 from benchmarks.zoo.catalogue import Entry
 
-_PRELOADED = ["torch", "timm", "torchvision", "transformers", "benchmarks.zoo.examine"]
+_PRELOADED = [
+    *("torch", "torch._dynamo", "timm", "torchvision", "transformers", "benchmarks.zoo.examine"),
+    *(
+        "transformers.modeling_utils",
+        "transformers.models.auto.modeling_auto",
+        "transformers.integrations.moe",
+    ),
+]
 _POLL = 0.05
 
 
@@ -82,7 +89,7 @@ def _ended(child: _Child, limit: float) -> dict[str, Any] | None:
     if seconds > limit:
         child.process.kill()
         child.process.join()
-        return {**row, "detail": f"stopped after {limit:.0f} s", "seconds": seconds}
+        return {**row, "status": "not tried", "detail": f"stopped after {limit:.0f} s", "seconds": seconds}
     return None
 
 

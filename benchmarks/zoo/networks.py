@@ -208,7 +208,8 @@ def _failure(network: nn.Module, batches: list[Any], training: Any = None) -> Ex
 
 
 def call(network: Callable[..., Any], inputs: Any) -> Any:
-    """Call with positional or keyword arguments."""
+    """Call with positional or keyword arguments; lists among them are copied, because some networks write."""
+    inputs = pytree.tree_map(lambda leaf: leaf, inputs)
     return network(**inputs) if isinstance(inputs, dict) else network(*inputs)
 
 

@@ -67,8 +67,10 @@ def _shrink_one(config: Any, how: _How) -> None:
         config.stage_names = stages[: how.depth + 1]
         config._out_indices = list(range(how.depth + 1 - wanted, how.depth + 1))
         config._out_features = [stages[i] for i in config._out_indices]
-        own = {n: v for n, v in own.items() if n not in ("stage_names", "_out_indices", "_out_features")}
+    named = ("stage_names", "_out_indices", "_out_features") if stages else ()
     for name, value in own.items():
+        if name in named:
+            continue
         new = _new_value(name, value, config, how)
         if isinstance(new, (list, tuple)) and len(new) in depths and len(new) > how.depth:
             new = type(new)(new[: how.depth])

@@ -65,7 +65,7 @@ def outputs_and_gradients(
     """All tensors of a forward, and the `gradients` of that same forward."""
     names = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with in_mode(model, training), _buffers_kept(model), torch.enable_grad(), _seeded(model, seed):
-        output = model(*arguments[0], **arguments[1])
+        output = called(model, arguments)
         found = torch.autograd.grad(projection(output), list(names.values()), allow_unused=True)
     by_name = {name: g for name, g in zip(names, found, strict=True) if g is not None}
     return [tensor.detach() for tensor in tensors_of(output)], by_name
@@ -112,7 +112,7 @@ def gradient_sketches(model: nn.Module, arguments: Arguments) -> list[torch.Tens
         with in_mode(model, False), torch.enable_grad():
             for parameter in parameters:
                 parameter.grad = None
-            loss = projection(model(*arguments[0], **arguments[1]))
+            loss = projection(called(model, arguments))
             if loss.requires_grad:
                 loss.backward()
     finally:
@@ -145,7 +145,13 @@ def output_tensors(
 ) -> list[torch.Tensor]:
     """All tensors of a forward, without gradients."""
     with in_mode(model, training), _buffers_kept(model), torch.no_grad(), _seeded(model, seed):
-        return tensors_of(model(*arguments[0], **arguments[1]))
+        return tensors_of(called(model, arguments))
+
+
+def called(model: nn.Module, arguments: Arguments) -> Any:
+    """The network's output; lists among the arguments are copied, because some networks work in them."""
+    args, kwargs = pytree.tree_map(lambda leaf: leaf, arguments)
+    return model(*args, **kwargs)
 
 
 def distance(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:

@@ -1,0 +1,145 @@
+"""The systems of the papers: each recipe rewires its kind of network, and Re2 computes what Re2TAL prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import revsurgeon as rs
+from revsurgeon.recipes import load_recipe
+from tests.gradients import assert_identical, call, step
+from tests.models import (
+    Inputs,
+    hf_videomae,
+    seeded,
+    timm_resnet,
+    timm_vit,
+    torchvision_mvit,
+    torchvision_swin3d,
+    two_pathways,
+)
+
+# recipe: (a small network of its kind, segments of its chains)
+SYSTEMS: dict[str, tuple[Callable[[], tuple[nn.Module, Inputs]], list[int]]] = {
+    "video-swin-tiny": (torchvision_swin3d, [4, 4]),
+    "videomae-small": (hf_videomae, [6]),
+    "vit-small": (timm_vit, [6]),
+    "resnet-50": (timm_resnet, [2, 1, 1, 1]),
+    "mvit-v2-small": (torchvision_mvit, [2, 2]),
+    "slowfast-50": (two_pathways, [1, 2, 1]),  # nothing comes between the fast pathway's stages
+}
+
+# What is the same surgery on a larger network, or on other weights.
+LIKE = {
+    "video-swin-small": "video-swin-tiny",
+    "video-swin-base": "video-swin-small",
+    "videomae-base": "videomae-small",
+    "vit-mae-base": "vit-small",
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_recipe_rewires_its_kind_of_network_with_exact_gradients(name: str) -> None:
+    make, segments = SYSTEMS[name]
+    network, inputs = seeded(make)
+    recipe = load_recipe(name)
+    rs.rewire(network, example_inputs=inputs, recipe=recipe, arithmetic="exact")
+    assert [sum(chain.segments) for chain in rs.chains(network)] == segments
+    assert rs.get_coefficients(network) == (recipe.start.alpha, recipe.start.beta)
+    reversible = step(network.train(), _copied(inputs))
+    assert_identical(reversible, step(network, _copied(inputs), inside=rs.stored_activations(network)))
+
+
+def _copied(inputs: Inputs) -> Any:
+    """With lists of their own, because some networks write into them."""
+    return pytree.tree_map(lambda leaf: leaf, inputs)
+
+
+@pytest.mark.parametrize(("name", "other"), LIKE.items())
+def test_a_larger_network_of_a_kind_has_the_same_recipe(name: str, other: str) -> None:
+    own = {"name", "source", "description"}
+    assert load_recipe(name).model_dump(exclude=own) == load_recipe(other).model_dump(exclude=own)
+
+
+@pytest.mark.parametrize("name", [name for name in (*SYSTEMS, *LIKE) if load_recipe(name).source])
+def test_a_recipes_source_is_written_as_the_command_line_takes_it(name: str) -> None:
+    import timm
+    import torchvision
+
+    source = load_recipe(name).source
+    assert source is not None
+    library, colon, model = source.partition(":")
+    if library == "timm":
+        assert timm.is_model(model)
+    elif library == "torchvision":
+        assert model in torchvision.models.list_models()
+    else:
+        assert (colon, source.count("/")) == ("", 1)
+
+
+def test_re2_computes_the_equations_of_re2tal_on_a_residual_network() -> None:
+    """y_0 = x_0; x_i = relu(F_i(x_{i-1})) + y_{i-1}; y_i = x_{i-1}; behind the stage the streams' mean.
+
+    The relu of a bottleneck belongs to its branch, and the skip moves to the next module.
+    """
+    network, inputs = seeded(timm_resnet)
+    rs.rewire(network, mode="re2", example_inputs=inputs)
+    for chain in rs.chains(network):
+        chain.merge = "normalized"
+    network.eval()
+    with torch.no_grad():
+        found = call(network, inputs)
+        expected = _re2tal_resnet(network, inputs[0])
+    # Sums of two terms in another order, through as many modules; each rounds once.
+    assert torch.allclose(
+        found, expected, rtol=0, atol=100 * torch.finfo(torch.float32).eps * float(found.abs().max())
+    )
+
+
+def _re2tal_resnet(network: Any, images: torch.Tensor) -> torch.Tensor:
+    x = network.maxpool(network.act1(network.bn1(network.conv1(images))))
+    for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        x = stage[0](x)  # changes the shape: not a part of the reversible stage
+        y = x
+        for block in stage[1:]:
+            branch = block.act1(block.bn1(block.conv1(x)))
+            branch = block.act2(block.bn2(block.conv2(branch)))
+            x, y = block.act3(block.bn3(block.conv3(branch))) + y, x
+        if len(stage) > 1:
+            x = (x + y) / 2
+    return network.fc(network.global_pool(x))
+
+
+def test_re2_computes_the_equations_of_re2tal_on_video_swin() -> None:
+    """The same on transformer blocks: attention and MLP are a module each."""
+    network, inputs = seeded(torchvision_swin3d)
+    rs.rewire(network, mode="re2", example_inputs=inputs)
+    for chain in rs.chains(network):
+        chain.merge = "normalized"
+    network.eval()
+    with torch.no_grad():
+        found = call(network, inputs)
+        expected = _re2tal_swin(network, inputs[0])
+    assert torch.allclose(
+        found, expected, rtol=0, atol=100 * torch.finfo(torch.float32).eps * float(found.abs().max())
+    )
+
+
+def _re2tal_swin(network: Any, clips: torch.Tensor) -> torch.Tensor:
+    x = network.pos_drop(network.patch_embed(clips))
+    for stage in network.features:
+        if not isinstance(stage, nn.Sequential):
+            x = stage(x)  # merges patches
+            continue
+        y = x
+        for block in stage:
+            x, y = block.attn(block.norm1(x)) + y, x
+            x, y = block.mlp(block.norm2(x)) + y, x
+        x = (x + y) / 2
+    x = network.norm(x).permute(0, 4, 1, 2, 3)
+    return network.head(torch.flatten(network.avgpool(x), 1))
