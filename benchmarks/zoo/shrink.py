@@ -134,6 +134,8 @@ def _image(config: Any, how: _How) -> int | None:
         return None
     patch = getattr(config, "patch_size", None) or 4
     patch = patch if isinstance(patch, int) else patch[-1]
+    if patch < 4:
+        return how.image // 4 * patch
     return how.image if how.image % patch == 0 else 4 * patch
 
 

@@ -60,7 +60,7 @@ class Trace:
         graph: nodes carry ``meta["value"]`` (the example value), ``meta["scope"]`` (the path of the
             inlined submodule that made it), ``meta["mutates"]`` (nodes whose value it changed in place)
             and ``meta["random"]`` (it drew random numbers without depending on an input).
-        leaves: the placeholder of every tensor among the flattened ``(args, kwargs)``, by its index there.
+        leaves: the placeholder of every tensor among the flattened ``(args, kwargs)``, by its first index.
         specialised: Python code decided something by a size, so the graph holds for these shapes only.
         inlined: paths of all modules whose code was inlined.
         kept: what the inlined code put into attributes, by the attribute's path.
@@ -98,7 +98,7 @@ class ValueProxy(fx.Proxy):
             )
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
-    # Tuples are structure: taken apart, so that ``(x,) + rest[1:]`` is a tuple of values and not an operation.
+    # Tuples are structure: taken apart, so that ``(x,) + rest[1:]`` is a tuple of values, not an operation.
 
     def __getitem__(self, key: Any) -> Any:
         if _is_sequence(self) and isinstance(key, slice):
@@ -350,11 +350,15 @@ def trace_block(
     flat, spec = pytree.tree_flatten((args, dict(kwargs)))
     leaves: dict[int, fx.Node] = {}
     proxied: list[Any] = []
+    known: dict[int, fx.Proxy] = {}  # an object that comes as several arguments is one value
     for index, leaf in enumerate(flat):
         if isinstance(leaf, CONSTANT_TYPES):
             proxied.append(leaf)
             continue
-        proxy = tracer.create_proxy("placeholder", f"input_{index}", (), {})
+        if id(leaf) in known:
+            proxied.append(known[id(leaf)])
+            continue
+        proxy = known[id(leaf)] = tracer.create_proxy("placeholder", f"input_{index}", (), {})
         # A copy: the traced code may work in place, and the example is needed again.
         if isinstance(leaf, torch.Tensor):
             proxy.node.meta["value"] = leaf.detach().clone(memory_format=torch.preserve_format)

@@ -199,7 +199,7 @@ class RewiredForward:
     # -- plans -------------------------------------------------------------------------------
 
     def _plan(self, args: Any, kwargs: Any, leaves: list[Any], spec: Any, x: torch.Tensor) -> Plan:
-        call = (spec, tuple(map(_kind, leaves)), _modes(x))
+        call = (spec, tuple(map(_kind, leaves)), _same(leaves), _modes(x))
         shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, torch.Tensor))
         key = (call, self._state())
         plan = self._plans.get(key)
@@ -239,7 +239,10 @@ class RewiredForward:
                 stack.enter_context(untouched(self.block))
                 stack.enter_context(_no_weight_caches())
                 fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-                fake_args, fake_kwargs = pytree.tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
+                fakes = {id(t): fake.from_tensor(t) for t in leaves if isinstance(t, torch.Tensor)}
+                fake_args, fake_kwargs = pytree.tree_map_only(
+                    torch.Tensor, lambda t: fakes[id(t)], (args, kwargs)
+                )
                 graphs, specialised, inlined = self._cut(fake_args, fake_kwargs, stream)
         except (TraceError, SegmentError) as error:
             raise UnsupportedModelError(
@@ -299,6 +302,15 @@ def _kind(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
         return leaf.ndim, leaf.dtype, leaf.device.type
     return (type(leaf), leaf) if isinstance(leaf, CONSTANT_TYPES) else type(leaf)
+
+
+def _same(leaves: list[Any]) -> tuple[tuple[int, int], ...]:
+    """Which arguments are one and the same tensor: (place, place of the first), as in ``layer(x, x, x)``."""
+    first: dict[int, int] = {}
+    places = [
+        (i, first.setdefault(id(x), i)) for i, x in enumerate(leaves) if not isinstance(x, CONSTANT_TYPES)
+    ]
+    return tuple((i, j) for i, j in places if i != j)
 
 
 def _modes(x: torch.Tensor) -> tuple[Any, ...]:

@@ -94,10 +94,33 @@ class Memory(nn.Module):
         return x
 
 
+class Attends(Base):
+    """Takes query, key and value."""
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return query + self.dropout(self.f(key).softmax(-1) * self.g(value) * self.norm(query))
+
+
+class ToItself(nn.Module):
+    """Hands the stream to every block three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(Attends() for _ in range(DEPTH))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x, x, x)
+        return x
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "side outputs": lambda: Sides(GivesOut),
     "sizes and places": lambda: Sides(GivesSizes),
     "a shared argument": Memory,
+    "the stream as every argument": ToItself,
 }
 
 
@@ -151,3 +174,10 @@ def test_a_side_output_alone_can_be_differentiated() -> None:
     with rs.stored_activations(network):
         assert all(map(torch.equal, reversible, gradients()))
     assert any(bool(g.any()) for g in reversible)
+
+
+def test_the_stream_as_every_argument_is_kept_nowhere() -> None:
+    network, _ = seeded(lambda: (ToItself(), ()))
+    assert [s.code.splitlines()[0] for s in rs.inspect(network, X).segments] == [
+        "def segment(self, x, alpha):"
+    ] * DEPTH
