@@ -36,41 +36,48 @@ def find_largest(peak: Callable[[int], int], limit: int, start: int, step: int) 
         step: between values that it takes.
     """
     smallest = start - (start - 1) // step * step
-    fits: tuple[int, int] | None = None  # (value, bytes)
+    fits: list[tuple[int, int]] = []  # (value, bytes), growing
     above: tuple[int, int] | None = None
-    value = start
+    value, tries = start, 0
     while True:
         size = peak(value)
         if size <= limit:
-            fits = value, size
+            fits.append((value, size))
         else:
             above = value, size
         if above is not None and above[0] == smallest:
             return Largest(None, smallest, smallest)
-        if fits is not None and above is not None and above[0] - fits[0] <= step:
-            return Largest(fits[0], smallest, above[0])
-        if fits is not None and fits[0] >= start + _UPPER * step:
-            return Largest(fits[0], smallest, None)
-        value = _guess(fits, above, limit, smallest, step)
+        if fits and above is not None and above[0] - fits[-1][0] <= step:
+            return Largest(fits[-1][0], smallest, above[0])
+        if fits and fits[-1][0] >= start + _UPPER * step:
+            return Largest(fits[-1][0], smallest, None)
+        if above is None:
+            steps = _up(fits, limit, step)
+        else:
+            tries += 1
+            low = fits[-1] if fits else (smallest - step, 0)
+            steps = _between(low, above, limit, step, halve=tries > 3 and tries % 2 == 0)
+        value = (fits[-1][0] if fits else smallest - step) + steps * step
 
 
-def _guess(
-    fits: tuple[int, int] | None, above: tuple[int, int] | None, limit: int, smallest: int, step: int
-) -> int:
-    """The next value to try, strictly between what fits and what does not."""
-    if above is None:
-        assert fits is not None
-        # Proportional: too far, because parameters do not grow; so the line is good from here on.
-        wanted = max(fits[0] * limit // max(fits[1], 1), fits[0] + step)
-        return smallest + min((wanted - smallest) // step + 1, _UPPER * 2) * step
-    low = fits or (smallest - step, 0)
-    if fits is None:
-        return (
-            smallest if above[0] - smallest <= step else smallest + (above[0] - smallest) // (4 * step) * step
-        )
-    share = (limit - low[1]) / (above[1] - low[1])
+def _up(fits: list[tuple[int, int]], limit: int, step: int) -> int:
+    """How many steps to go beyond what fits, while nothing is known that does not."""
+    value, size = fits[-1]
+    most = 16 * max(value // step, 1)  # a flat start tells nothing about what follows
+    # The first one is too steep, because parameters do not grow with the size; the next is better.
+    before = fits[-2] if len(fits) > 1 else (0, 0)
+    slope = (size - before[1]) / (value - before[0])
+    if slope == 0:
+        return min(most, _UPPER)
+    return min(max(int((limit - size) / slope) // step, 1), most, _UPPER)
+
+
+def _between(low: tuple[int, int], above: tuple[int, int], limit: int, step: int, *, halve: bool) -> int:
+    """How many steps to go up from `low`, to a value below `above`.
+
+    By the straight line between them, rounded down to what should still fit, or one beyond where that is
+    known already. Where that has not been enough, by halves: a line is slow on a curve.
+    """
     steps = (above[0] - low[0]) // step
-    at = min(max(round(share * steps - 0.5), 1), steps - 1)
-    if at < steps - 1 and share * steps - at > 0.9:
-        at += 1
-    return low[0] + at * step
+    share = 0.5 if halve else (limit - low[1]) / (above[1] - low[1])
+    return min(max(int(share * steps), 1), steps - 1)

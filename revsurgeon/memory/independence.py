@@ -164,7 +164,17 @@ class Places(TorchDispatchMode):
 
 _NEW = {"new_empty", "new_zeros", "new_ones", "new_full"}
 _DRAWS = {"bernoulli_", "uniform_", "normal_", "rand", "randn", "bernoulli"}
-_POINTWISE = {"clone", "_to_copy", "native_dropout", "detach", "alias", "contiguous", "copy"}
+_POINTWISE = {
+    "clone",
+    "_to_copy",
+    "native_dropout",
+    "detach",
+    "alias",
+    "contiguous",
+    "copy",
+    "empty_like",
+    "zeros_like",
+}
 
 
 def _view(places: Places, args: Any, kwargs: Any, out: Any) -> Tag | None:
@@ -302,7 +312,7 @@ _RULES: dict[str, Callable[[Places, Any, Any, Any], Tag | None]] = {
     **dict.fromkeys(("permute",), _permute),
     **dict.fromkeys(("transpose", "t"), _transpose),
     **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), _product),
-    **dict.fromkeys(("_softmax", "_log_softmax", "cumsum"), _along(1)),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax", "cumsum"), _along(1)),
     **dict.fromkeys(("roll",), _along(2)),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "var"), _reduced),
     **dict.fromkeys(("select", "unbind"), _picked),

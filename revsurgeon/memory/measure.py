@@ -57,7 +57,7 @@ def measure(
     steps: int = 5,
     warm_up: int = 2,
 ) -> Measured:
-    """Measure a rewired network in one way. Its weights are trained on noise, a little.
+    """Measure a rewired network in one way; its weights stay as they are.
 
     Args:
         network: rewired, on its device.

@@ -25,7 +25,7 @@ def check_optimizer(name: str) -> None:
 
 
 def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], device: str) -> torch.optim.Optimizer:
-    """An optimizer.
+    """An optimizer with a learning rate of zero: measuring leaves the weights as they are.
 
     Args:
         name: "adamw", "sgd" (with momentum) or "adam8bit".
@@ -40,9 +40,9 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], device: 
     found = list(parameters)
     foreach = device == "cuda"
     if name == "adamw":
-        return torch.optim.AdamW(found, lr=1e-4, foreach=foreach)
+        return torch.optim.AdamW(found, lr=0.0, foreach=foreach)
     if name == "sgd":
-        return torch.optim.SGD(found, lr=1e-3, momentum=0.9, foreach=foreach)
+        return torch.optim.SGD(found, lr=0.0, momentum=0.9, foreach=foreach)
     return EightBitAdam(found)
 
 

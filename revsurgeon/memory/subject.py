@@ -22,6 +22,7 @@ from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.coefficients import chains
 from revsurgeon.rewiring import rewire_with_checks
 from revsurgeon.rewiring.rewire import attach
+from revsurgeon.rewiring.unrewired import unrewired
 from revsurgeon.sources import build_architecture, resolve
 from revsurgeon.sources.inputs import InputSpec
 
@@ -113,7 +114,8 @@ class Subject:
         for make in ways:
             try:
                 network = make()
-                probe(network, inputs)
+                with unrewired(network):  # a chain does not run on the meta device
+                    probe(network, inputs)
                 return network
             except UnsupportedModelError as error:
                 first = first or error
@@ -227,9 +229,15 @@ def _of_model(
     spec = spec.override(inputs or ())
     if not spec.entries:
         raise UsageError("it is not known how the network is called.", hint="Give example_inputs=.")
-    without = on_meta(model)
     return Subject(
-        type(model).__name__, spec, None, lambda: without, lambda build: without, None, None, rewire
+        type(model).__name__,
+        spec,
+        None,
+        lambda: on_meta(model),
+        lambda build: on_meta(model),
+        None,
+        None,
+        rewire,
     )
 
 
