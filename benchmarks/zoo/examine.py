@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 import traceback
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -211,6 +213,8 @@ def step(network: nn.Module, inputs: Any) -> Step:
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     network.train().zero_grad()
     torch.manual_seed(7)
+    random.seed(7)
+    numpy.random.seed(7)  # the masks of speech networks
     with contextlib.ExitStack() as stack:
         stack.callback(network.eval)
         outputs = [t for t in tensors(call(network, inputs))]

@@ -110,6 +110,10 @@ class Plan:
     inlined: frozenset[str]
 
 
+Cut = tuple[BlockGraphs, bool, frozenset[str]]
+"""A block's graphs, whether they hold for these shapes only, and what was inlined for them."""
+
+
 class RewiredForward:
     """Replaces ``block.forward``.
 
@@ -235,15 +239,10 @@ class RewiredForward:
         try:
             if torch.is_grad_enabled():  # without gradients a segment runs once, and may fill a cache
                 check_arguments(args, kwargs)
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(untouched(self.block))
-                stack.enter_context(_no_weight_caches())
-                fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-                fakes = {id(t): fake.from_tensor(t) for t in leaves if isinstance(t, torch.Tensor)}
-                fake_args, fake_kwargs = pytree.tree_map_only(
-                    torch.Tensor, lambda t: fakes[id(t)], (args, kwargs)
-                )
-                graphs, specialised, inlined = self._cut(fake_args, fake_kwargs, stream)
+            try:
+                graphs, specialised, inlined = self._cut_on_fakes(args, kwargs, leaves, stream)
+            except TraceError:  # sizes may depend on data inside a submodule, as in a mixture of experts
+                graphs, specialised, inlined = self._cut_on_values(args, kwargs, x, stream)
         except (TraceError, SegmentError) as error:
             raise UnsupportedModelError(
                 f"block {self.path!r} cannot run reversibly with these arguments.",
@@ -258,7 +257,23 @@ class RewiredForward:
             )
         return self._compiled(graphs, specialised, inlined)
 
-    def _cut(self, args: Any, kwargs: Any, stream: int) -> tuple[BlockGraphs, bool, frozenset[str]]:
+    def _cut_on_fakes(self, args: Any, kwargs: Any, leaves: list[Any], stream: int) -> Cut:
+        """Without memory or computation."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(untouched(self.block))
+            stack.enter_context(_no_weight_caches())
+            fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            fakes = {id(t): fake.from_tensor(t) for t in leaves if isinstance(t, torch.Tensor)}
+            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: fakes[id(t)], (args, kwargs))
+            return self._cut(args, kwargs, stream)
+
+    def _cut_on_values(self, args: Any, kwargs: Any, x: torch.Tensor, stream: int) -> Cut:
+        """By computing the block's submodules once, for the values themselves."""
+        devices = [x.device.index or 0] if x.is_cuda else []
+        with untouched(self.block), _no_weight_caches(), torch.random.fork_rng(devices=devices):
+            return self._cut(args, kwargs, stream)
+
+    def _cut(self, args: Any, kwargs: Any, stream: int) -> Cut:
         """Trace and cut; first with what was inlined before, which mostly is what is needed again."""
         if self._plans:
             graphs, trace = self._cut_inlining(frozenset(self._inlined) - {""}, args, kwargs, stream)

@@ -52,6 +52,17 @@ class GivesSizes(Base):
         return x + self.dropout(branch), branch.argmax(-1), size
 
 
+class OneTuple(nn.Module):
+    """A block that returns a tuple of one."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.block(x),)
+
+
 class Sides(nn.Module):
     """Adds up everything that its blocks give out."""
 
@@ -116,11 +127,33 @@ class ToItself(nn.Module):
         return x
 
 
+class Chooses(nn.Module):
+    """A layer for some of the tokens, as a mixture of experts has it: how many depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.expert = nn.Linear(8, 1), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = (self.router(x).squeeze(-1) > 0).nonzero(as_tuple=True)
+        return torch.zeros_like(x).index_put(chosen, self.expert(x[chosen]))
+
+
+class Sparse(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = Chooses()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.dropout(self.experts(self.norm(x)))
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "side outputs": lambda: Sides(GivesOut),
     "sizes and places": lambda: Sides(GivesSizes),
     "a shared argument": Memory,
     "the stream as every argument": ToItself,
+    "a mixture of experts": lambda: Sides(lambda: OneTuple(Sparse())),
 }
 
 
