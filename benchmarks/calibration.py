@@ -1,6 +1,6 @@
 """How far `revsurgeon memory` is off: predicted against measured bytes of a training step, on this machine.
 
-    python -m benchmarks.calibration            # a quarter of an hour on one core; writes results/calibration.json
+    python -m benchmarks.calibration            # half an hour on one core; writes results/calibration.json
     python -m benchmarks.calibration --table    # the tables of docs/memory.md from what was measured
 
 Every network is trained in every way for a few steps. The allocator's own events say what a step takes.
@@ -91,7 +91,10 @@ def calibrate(case: Case, steps: int) -> list[dict[str, Any]]:
             random_weights=True,
             tell=lambda text: print(" ", text, file=sys.stderr, flush=True),
         )
-    return report.to_dict()["rows"]
+    rows: list[dict[str, Any]] = report.to_dict()["rows"]
+    # Bytes only: times are worth something on a machine that does nothing else, and are measured elsewhere.
+    without = ("seconds", "all_seconds", "samples_per_second", "time_ratio", "predicted_seconds")
+    return [{name: value for name, value in row.items() if name not in without} for row in rows]
 
 
 def main() -> None:

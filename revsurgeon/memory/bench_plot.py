@@ -59,14 +59,16 @@ def figure_of(report: BenchReport) -> Figure:
     from matplotlib.figure import Figure
 
     name = varied(report)
-    figure = Figure(figsize=(10.0 if name else 5.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(10.0 if name else 7.0, 4.4), layout="constrained")
     panels = figure.subplots(1, 2 if name else 1, squeeze=False)[0]
     if name:
         _against(panels[0], report, name)
     _front(panels[-1], report, name)
     device = report.surroundings["device"]["name"]
     figure.suptitle(f"{report.name}, {device}, {report.settings['optimizer']}", fontsize=10)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
     return figure
 
 

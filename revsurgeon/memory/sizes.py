@@ -136,12 +136,12 @@ def rebuilt(build: Any, sizes: Sizes) -> Any:
         settings, wanted = arguments, {"image_size": sizes.image_size}
     elif build["library"] == "transformers":
         settings = arguments.setdefault("config", {})
-        asked = {
+        # A config has what it does not say by default, and what it does not know changes nothing.
+        wanted = {
             "image_size": sizes.image_size,
             "num_frames": sizes.frames,
             "num_hidden_layers": sizes.depth,
         }
-        wanted = {name: value for name, value in asked.items() if name in settings}
     else:
         return build
     settings |= {name: value for name, value in wanted.items() if value is not None}

@@ -13,6 +13,7 @@ import revsurgeon as rs
 from revsurgeon.errors import UsageError
 from revsurgeon.memory.advice import advice
 from revsurgeon.memory.plan import Fit, Row
+from revsurgeon.memory.simulation import Sharding
 from revsurgeon.memory.sizes import Sizes, parse_bytes
 from tests.models import residual_stack, seeded
 
@@ -34,13 +35,16 @@ def parameter_bytes() -> int:
 
 def test_states_are_shared_out_between_processes() -> None:
     alone = plan(strategies=["stored"]).row("stored").parts
+    shared = plan(strategies=["stored"], zero=3, world_size=4).row("stored").parts
     assert alone["optimizer"] >= 2 * parameter_bytes()
-    for stage, names in ((1, ["optimizer"]), (3, ["optimizer", "parameters"])):
-        parts = plan(strategies=["stored"], zero=stage, world_size=4).row("stored").parts
-        for name in names:
-            assert parts[name] == round(alone[name] / 4)
-        if stage < 3:
-            assert parts["parameters"] == alone["parameters"]
+    for name in ("optimizer", "parameters"):
+        assert shared[name] == round(alone[name] / 4)
+    assert shared["activations"] == alone["activations"]
+
+
+@pytest.mark.parametrize(("stage", "names"), [(0, ()), (1, ("optimizer",)), (2, ("gradients", "optimizer"))])
+def test_a_stage_shares_out_what_it_says(stage: int, names: tuple[str, ...]) -> None:
+    assert Sharding(stage, 8).shares() == dict.fromkeys(names, 1 / 8)
 
 
 def test_gradients_are_there_during_the_second_of_two_accumulated_passes() -> None:
