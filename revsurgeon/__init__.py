@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from revsurgeon.conversion import convert, load, save
     from revsurgeon.errormap import ErrorMap
     from revsurgeon.errormap.run import errmap
+    from revsurgeon.hub import push
     from revsurgeon.memory import MemoryPlan
     from revsurgeon.memory.estimate import estimate_memory
     from revsurgeon.recipes import Recipe, load_recipe
@@ -57,6 +58,7 @@ _HOME = {
     "save": "revsurgeon.conversion",
     "ErrorMap": "revsurgeon.errormap",
     "errmap": "revsurgeon.errormap.run",
+    "push": "revsurgeon.hub",
     "MemoryPlan": "revsurgeon.memory",
     "estimate_memory": "revsurgeon.memory.estimate",
     "Recipe": "revsurgeon.recipes",
@@ -111,6 +113,7 @@ __all__ = [
     "inspect",
     "load",
     "load_recipe",
+    "push",
     "rewire",
     "save",
     "set_coefficients",

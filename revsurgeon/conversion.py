@@ -192,16 +192,20 @@ def load(
     arithmetic: str | None = None,
     allow_python: bool = False,
     trust_remote_code: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> nn.Module:
     """Load a converted checkpoint as a network that trains reversibly.
 
     Args:
-        path: the artifact's directory, or its single weight file.
+        path: the artifact's directory, or its single weight file, or its Hub id ``org/name[@revision]``.
         device: where to put it.
         into: the unrewired network to load into, for an artifact that does not say how to build one.
         arithmetic: "float" or "exact", in place of the artifact's.
         allow_python: call the factory of user code that the artifact names.
         trust_remote_code: run code that the source shipped.
+        token: for the Hub; None takes the one that you are logged in with.
+        cache_dir: where downloads are kept.
 
     Returns:
         The network in evaluation mode, at the coefficients that it was saved with. It is the class that the
@@ -210,11 +214,14 @@ def load(
     Raises:
         ArtifactError: a file that is missing, damaged or does not agree with its manifest.
         SourceError: the architecture cannot be built.
+        HubError: the Hub did not deliver.
     """
+    from revsurgeon.hub import artifact_path
     from revsurgeon.sources.construction import take_weights
 
     if arithmetic not in (None, "float", "exact"):
         raise UsageError(f"arithmetic {arithmetic!r} is not float or exact.")
+    path = artifact_path(path, token=token, cache_dir=cache_dir)
     manifest = read_manifest(path)
     tensors = read_tensors(path, manifest)
     if into is None:

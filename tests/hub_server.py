@@ -2,11 +2,13 @@
 
 It speaks the part of the protocol that reading needs: metadata by HEAD, redirects of large files to a
 storage address, ranges, refs, trees, search, and the Hub's own error headers for what is missing, gated,
-private or asked for with a bad token. It can die in the middle of a file.
+private or asked for with a bad token. Repositories can be made and committed to, with large files through
+the storage. It can die in the middle of a file.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import socket
@@ -44,6 +46,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
+        self.storage: dict[str, bytes] = {}  # uploaded, by SHA-256
         self.connections: list[socket.socket] = []
         self.dies_after: int | None = None
         self.status: int | None = None
@@ -158,6 +161,92 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer()
+
+    def do_POST(self) -> None:
+        """Make repositories and branches, say how files are to be uploaded, and commit."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlsplit(self.path).path)
+        if self.server.status is not None:
+            return self._refuse(self.server.status, None, "Internal Error")
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token != GOOD_TOKEN:
+            return self._refuse(403 if token == STRANGER_TOKEN else 401, None, "You may not write here")
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self._batch(json.loads(body))
+        owner, name, verb, revision = path.removeprefix("/api/models/").split("/", 3)
+        repository = self.server.repositories[f"{owner}/{name}"]
+        if verb == "branch":
+            if revision in repository.refs:
+                return self._refuse(409, None, "the branch exists")
+            repository.refs[revision] = repository.refs["main"]
+            return self._json({})
+        if verb == "preupload":
+            modes = {True: "lfs", False: "regular"}
+            files = [
+                {
+                    "path": f["path"],
+                    "uploadMode": modes[f["path"].endswith(LARGE_SUFFIXES)],
+                    "shouldIgnore": False,
+                }
+                for f in json.loads(body)["files"]
+            ]
+            return self._json({"files": files})
+        assert verb == "commit"
+        return self._commit_lines(f"{owner}/{name}", repository, revision, body)
+
+    def do_PUT(self) -> None:
+        """Take a large file; where the server is to die after so many bytes, it does."""
+        length, limit = int(self.headers["Content-Length"]), self.server.dies_after
+        content = self.rfile.read(length if limit is None else min(length, limit))
+        if len(content) < length:
+            self.close_connection = True
+            return self.server.die()
+        assert "Authorization" not in self.headers, "the token must not go to the storage"
+        sha256 = self.path.rpartition("/")[2]
+        assert hashlib.sha256(content).hexdigest() == sha256
+        self.server.storage[sha256] = content
+        return self._send(200, b"", {})
+
+    def _create(self, wanted: Mapping[str, Any]) -> None:
+        repo_id = (
+            f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
+        )
+        address = {"url": f"{self.server.endpoint}/{repo_id}"}
+        if repo_id in self.server.repositories:
+            return self._send(409, json.dumps({"error": "it exists", **address}).encode(), {})
+        private = wanted.get("private") or wanted.get("visibility") == "private"
+        self.server.add(repo_id, {".gitattributes": b""}, private=bool(private))
+        return self._json(address)
+
+    def _batch(self, wanted: Mapping[str, Any]) -> None:
+        storage = f"http://localhost:{self.server.server_address[1]}/storage"
+        objects = [
+            {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{storage}/{o['oid']}"}}}
+            for o in wanted["objects"]
+        ]
+        return self._json({"transfer": "basic", "objects": objects})
+
+    def _commit_lines(self, repo_id: str, repository: Repository, revision: str, body: bytes) -> None:
+        files = dict(repository.commits[repository.refs[revision]])
+        for line in body.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.server.storage[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
+        pull = "create_pr=1" in self.path
+        branch = "refs/pr/1" if pull else revision
+        commit = self.server.add(repo_id, files, revision=branch, private=repository.private)
+        address = f"{self.server.endpoint}/{repo_id}"
+        answer = {"commitUrl": f"{address}/commit/{commit}", "commitOid": commit}
+        return self._json(answer | ({"pullRequestUrl": f"{address}/discussions/1"} if pull else {}))
 
     def log_message(self, *_: object) -> None:
         """Keep the terminal of the tests clean."""

@@ -170,7 +170,8 @@ class Flow:
 
     def ancestors(self, node: fx.Node) -> set[fx.Node]:
         """All nodes that a node's value is made from."""
-        found, stack = set(), [node]
+        found: set[fx.Node] = set()
+        stack = [node]
         while stack:
             new = set(self.inputs(stack.pop())) - found
             found |= new

@@ -111,8 +111,8 @@ def verify(
         )
         with _uncompiled(subject):
             return report_of(subject, only, tell, began)
-    from revsurgeon.checks.fetch import artifact_path
     from revsurgeon.checks.from_artifact import artifact_subject
+    from revsurgeon.hub import artifact_path
 
     path = artifact_path(str(path_or_model), token=token, cache_dir=cache_dir, progress=tell)
     options = Options(

@@ -49,6 +49,8 @@ def convert(
     max_shard_size: options.MaxShardSize = "5GB",
     force: options.Force = False,
     no_verify: options.NoVerify = False,
+    push_to_hub: options.PushToHub = None,
+    private: options.Private = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -94,10 +96,15 @@ def convert(
         from revsurgeon.cli.conversion_summary import document, next_steps, summary
 
         manifest = read_manifest(path)
+        told, place = document(path, manifest), []
+        if push_to_hub is not None:
+            told["url"] = rs.push(path, push_to_hub, private=private or None, progress=out.step)
+            place = [f"On the Hub:  {told['url']}"]
         out.result(
-            document(path, manifest),
+            told,
             *summary(path, manifest, out.width),
             *next_steps(path, manifest),
+            *place,
             brief=str(path),
         )
 

@@ -137,6 +137,15 @@ All = Annotated[
 ]
 Code = Annotated[bool, typer.Option("--code", help="Print the function that each segment runs.")]
 
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ORG/NAME", show_default=False, help="Upload the result to the Hub as well, as push does."
+    ),
+]
+Private = Annotated[
+    bool, typer.Option("--private", help="Make the Hub repository private, if it has to be made.")
+]
 Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on standard output, and nothing else there.")
 ]

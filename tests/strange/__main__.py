@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.strange.networks import NetworkPlan
 from tests.strange.plans import networks
-from tests.strange.properties import Unusable, examine
+from tests.strange.properties import UnusableError, examine
 
 
 def main() -> None:
@@ -39,9 +39,9 @@ def main() -> None:
     def one(plan: NetworkPlan, number: int) -> None:
         try:
             outcome = examine(plan, number)
-        except Unusable:
+        except UnusableError:
             outcome = "unusable"
-        except Exception:  # noqa: BLE001: all that goes wrong is what is looked for
+        except Exception:  # noqa: BLE001, all that goes wrong is what is looked for
             print(f"--- {number}: {plan}", flush=True)
             traceback.print_exc(limit=-4)
             outcome = "broken"

@@ -262,7 +262,9 @@ class Block(nn.Module):
         self.register_buffer("average", torch.zeros(width))
         self.channels = 1 if images else -1
 
-    def forward(self, x: torch.Tensor, *given: Any, mask: torch.Tensor | None = None, flag: bool = True) -> Any:
+    def forward(
+        self, x: torch.Tensor, *given: Any, mask: torch.Tensor | None = None, flag: bool = True
+    ) -> Any:
         """x -> x, or what the plan's `output` says."""
         plan = self.plan
         if plan.arguments == "bias":
@@ -415,10 +417,12 @@ def build(plan: NetworkPlan, seed: int) -> tuple[Network, torch.Tensor]:
 
 
 def tidied(plan: NetworkPlan) -> NetworkPlan:
-    """The same plan without what makes no network: turned tokens with norms of another width, and the like."""
+    """The same plan without what makes no network, such as a norm of another width on turned tokens."""
     if plan.images:
         return plan
-    return replace(plan, block=_tidied_block(plan.block), odd_block=plan.odd_block and _tidied_block(plan.odd_block))
+    return replace(
+        plan, block=_tidied_block(plan.block), odd_block=plan.odd_block and _tidied_block(plan.odd_block)
+    )
 
 
 def _tidied_block(plan: BlockPlan) -> BlockPlan:

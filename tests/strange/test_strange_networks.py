@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.strange.networks import NetworkPlan
 from tests.strange.plans import networks
-from tests.strange.properties import Unusable, examine
+from tests.strange.properties import UnusableError, examine
 
 OUTCOMES: Counter[str] = Counter()
 
@@ -20,6 +19,6 @@ OUTCOMES: Counter[str] = Counter()
 def test_a_random_network_is_refused_with_a_reason_or_rewired_right(plan: NetworkPlan, seed: int) -> None:
     try:
         outcome = examine(plan, seed)
-    except Unusable:
+    except UnusableError:
         assume(False)
     OUTCOMES[outcome] += 1
