@@ -80,7 +80,7 @@ def _settle(
 
 def independent_dimension(call: SegmentCall, x: torch.Tensor, alpha: float) -> int | None:
     """The first dimension of the stream, the batch being the last resort, whose places stay apart."""
-    if any(isinstance(extra, torch.Tensor) for extra in call.extras):
+    if call.sides or any(isinstance(extra, torch.Tensor) for extra in call.extras):
         return None
     with torch.no_grad(), untouched(call.block):
         for dimension in (*range(1, x.ndim), 0):
