@@ -137,15 +137,8 @@ _TYPES = {
     ),
     "several modalities": (
         *("align", "blip", "clip", "clip_vision_model"),
-        *("clip_text_model", "groupvit", "lxmert", "owlvit", "siglip"),
+        *("clip_text_model", "groupvit", "owlvit", "siglip"),
         *("siglip_vision_model", "vilt", "visual_bert", "xclip"),
     ),
-    "time series": (
-        "autoformer",
-        "informer",
-        "patchtsmixer",
-        "patchtst",
-        "time_series_transformer",
-        "timesfm",
-    ),
+    "time series": ("patchtsmixer", "patchtst"),
 }

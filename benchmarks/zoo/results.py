@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,10 @@ class Results:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def tidy(self) -> None:
-        """Write the file anew, one line a network, in order."""
-        lines = [json.dumps(self.rows[key]) for key in sorted(self.rows)]
+    def tidy(self, keys: Collection[str]) -> None:
+        """Write the file anew, one line for each of these networks, in order."""
+        self.rows = {key: self.rows[key] for key in sorted(self.rows) if key in keys}
+        lines = [json.dumps(row) for row in self.rows.values()]
         self.path.write_text("".join(f"{line}\n" for line in lines))
 
 
