@@ -225,8 +225,8 @@ def assert_still_the_users(network: nn.Module, original: nn.Module, x: torch.Ten
 def assert_nothing_left_of_a_failure(plan: NetworkPlan, seed: int, before: list[Any]) -> None:
     """Where rewiring fails when everything is in place already, the network is as it was found."""
     network, x = build(plan, seed)
-    with mock.patch("revsurgeon.rewiring.selfcheck.check_and_start", side_effect=KeyboardInterrupt):
-        with contextlib.suppress(KeyboardInterrupt):
-            rs.rewire(network, example_inputs=x, recipe=load_recipe("dr2-hold"), arithmetic="exact")
+    fails = mock.patch("revsurgeon.rewiring.selfcheck.check_and_start", side_effect=KeyboardInterrupt)
+    with fails, contextlib.suppress(KeyboardInterrupt):
+        rs.rewire(network, example_inputs=x, recipe=load_recipe("dr2-hold"), arithmetic="exact")
     assert fingerprint(network) == before
     assert rs.chains(network) == []
