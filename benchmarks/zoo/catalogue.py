@@ -47,7 +47,8 @@ def entries() -> list[Entry]:
 def timm_entries() -> list[Entry]:
     """The smallest member of every family (module) of timm, and a deeper one where it has no runs."""
     members: dict[str, list[str]] = json.loads(_TIMM.read_text())
-    few = {name: {"depth": 4} for name in _FEWER_BLOCKS}
+    few: dict[str, dict[str, Any]] = {name: {"depth": 4} for name in _FEWER_BLOCKS}
+    few["resnest26d"] = {"drop_path_rate": 0.0}  # timm draws it there and does not use it
     return [
         Entry("timm", name, family, "image", few.get(name, {}))
         for family, names in members.items()
@@ -103,7 +104,7 @@ _TYPES = {
         ),
         *("deformable_detr", "conditional_detr", "dinov2", "dinov2_with_registers", "dinov3_convnext"),
         *("dinov3_vit", "donut-swin", "dpt", "efficientnet", "focalnet", "glpn", "hgnet_v2", "hiera"),
-        *("ijepa", "imagegpt", "levit", "mask2former", "maskformer", "mobilenet_v1"),
+        *("ijepa", "imagegpt", "levit", "mask2former", "mobilenet_v1"),
         *("mobilenet_v2", "mobilevit", "mobilevitv2", "poolformer", "pvt", "pvt_v2", "regnet", "resnet"),
         *("segformer", "swiftformer", "swin", "swinv2"),
         *("upernet", "vit", "vit_mae", "vit_msn", "vitdet", "yolos"),
@@ -113,7 +114,15 @@ _TYPES = {
         *("albert", "bert", "big_bird", "biogpt", "bloom", "canine", "codegen", "cohere"),
         *("convbert", "ctrl", "deberta", "deberta-v2", "distilbert", "electra", "falcon"),
         *("flaubert", "fnet", "funnel", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode"),
-        *("gpt_neo", "gpt_neox", "gptj", "granite", "ibert", "layoutlm", "llama", "longformer"),
+        *(
+            "gpt_neo",
+            "gpt_neox",
+            "gptj",
+            "granite",
+            "ibert",
+            "layoutlm",
+            "llama",
+        ),
         *("luke", "mamba", "megatron-bert", "mistral", "mixtral", "mobilebert", "modernbert", "mpnet", "mpt"),
         *("nystromformer", "olmo", "olmo2", "opt", "persimmon", "phi", "phi3", "qwen2"),
         *("qwen3", "qwen3_moe", "roberta", "roformer", "smollm3"),
@@ -136,7 +145,7 @@ _TYPES = {
         ),
     ),
     "several modalities": (
-        *("align", "blip", "clip", "clip_vision_model"),
+        *("blip", "clip", "clip_vision_model"),
         *("clip_text_model", "groupvit", "owlvit", "siglip"),
         *("siglip_vision_model", "vilt", "visual_bert", "xclip"),
     ),

@@ -52,6 +52,10 @@ class TraceError(Exception):
     """The block's Python code cannot be followed on example values; the message says why."""
 
 
+class _ListChangedError(Exception):
+    """A module that was called as one node has changed a list or dictionary among its arguments."""
+
+
 @dataclass
 class Trace:
     """The graph of one block.
@@ -252,7 +256,7 @@ class BlockTracer(fx.Tracer):
         def value(argument: Any) -> Any:
             return fx.node.map_arg(argument, lambda n: n.meta["value"])
 
-        args, kwargs = value(node.args), value(node.kwargs)
+        args, kwargs = _plain(value(node.args)), _plain(value(node.kwargs))
         before = [tensor._version for _, tensor in self.known]
         self.evaluating = True
         try:
@@ -260,7 +264,10 @@ class BlockTracer(fx.Tracer):
                 if node.op == "get_attr":
                     result = operator.attrgetter(node.target)(self.root)  # type: ignore[arg-type]
                 elif node.op == "call_module":
+                    handed = _plain((args, kwargs))
                     result = self.root.get_submodule(node.target).forward(*args, **kwargs)  # type: ignore[arg-type]
+                    if _structure_of((args, kwargs)) != _structure_of(handed):
+                        raise _ListChangedError
                 elif node.op == "call_method":
                     result = getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
                 else:
@@ -312,7 +319,21 @@ class BlockTracer(fx.Tracer):
                 return result
             finally:
                 self.place = outside
-        return self.create_proxy("call_module", path, args, kwargs)
+        before = len(self.graph.nodes)
+        try:
+            return self.create_proxy("call_module", path, args, kwargs)
+        except _ListChangedError:  # as one call it would change a list of values, and nobody would see it
+            for node in reversed(list(self.graph.nodes)[before:]):
+                self.graph.erase_node(node)
+        if has_hooks(m):
+            raise TraceError(f"{path!r} changes a list that it is handed, and has hooks")
+        outside, self.place = self.place, path
+        try:
+            result = forward(*args, **kwargs)
+        finally:
+            self.place = outside
+        self.inlined.add(path)
+        return result
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A parameter or buffer read by traced code becomes a node over the live block."""
@@ -420,6 +441,29 @@ def _expanded(output: Any) -> Any:
     if type(output) in (tuple, list):
         return type(output)(_expanded(part) for part in output)
     return output
+
+
+def _plain(value: Any) -> Any:
+    """torch.fx's immutable lists and dictionaries as plain ones, which called code may write into."""
+    if isinstance(value, (list, tuple)) and type(value) in (
+        tuple,
+        list,
+        fx.immutable_collections.immutable_list,
+    ):
+        made = [_plain(part) for part in value]
+        return tuple(made) if isinstance(value, tuple) else made
+    if type(value) in (dict, fx.immutable_collections.immutable_dict):
+        return {name: _plain(part) for name, part in value.items()}
+    return value
+
+
+def _structure_of(value: Any) -> Any:
+    """The identities of what is in nested lists and dictionaries."""
+    if type(value) in (list, tuple):
+        return [_structure_of(part) for part in value]
+    if type(value) is dict:
+        return {name: _structure_of(part) for name, part in value.items()}
+    return id(value)
 
 
 def _copy_of(argument: object) -> object:
