@@ -30,7 +30,7 @@ _VIDEOMAE_SMALL = {
 _LLAMA_SMALL = {
     **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 4000},
     **{"hidden_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 704},
-    **{"num_key_value_heads": 2, "max_position_embeddings": 512},
+    **{"num_key_value_heads": 2, "max_position_embeddings": 512, "use_cache": False},
 }
 
 
@@ -57,7 +57,9 @@ CASES = {
         "torchvision:swin3d_t", {"batch": 1, "frames": 8, "image_size": 112}
     ),
     "VideoMAE-S, 2 x 16 x 112 x 112": Case("", {"batch": 2, "image_size": 112}, _VIDEOMAE_SMALL),
-    "Llama-like, 4 x 256 tokens": Case("", {"batch": 4}, _LLAMA_SMALL, ("input_ids=4x256:int64",)),
+    "Llama-like, 4 x 256 tokens": Case(
+        "", {"batch": 4}, _LLAMA_SMALL, ("input_ids=4x256:int64", "attention_mask=4x256:int64")
+    ),
 }
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples(
     ("The network that travels with the package", "bench demo --batch 64"),
-    ("Into a file, and later against it", "bench demo --batch 64 --output before.json"),
-    ("", "bench demo --batch 64 --compare before.json"),
+    ("Keep the result", "bench demo --batch 64 --output before.json"),
+    ("Later, against it", "bench demo --batch 64 --compare before.json"),
     (
         "Memory against depth",
         "bench timm:vit_tiny_patch16_224 --random-weights --depth 2,4 --plot depth.png",
