@@ -130,6 +130,49 @@ class WritesInto(Base):
         return x + y * noise
 
 
+class ListWriter(nn.Module):
+    """A submodule that appends to a list it is handed, as dense layers do."""
+
+    class Appends(Base):
+        def forward(self, values: list[torch.Tensor]) -> None:
+            values.append(self.f(self.norm(values[-1])))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.appends = ListWriter.Appends()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values = [x]
+        self.appends(values)
+        return values[0] + values[-1]
+
+
+class ScaleInside(Base):
+    """A scaled skip whose factor is in a submodule, and a cache that the forward fills."""
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = nn.Parameter(torch.full((8,), 0.5))
+            self.cache: dict[str, torch.Tensor] = {}
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if "factor" not in self.cache:
+                self.cache["factor"] = self.factor.view(1, 8)
+            return x * (self.factor.view(1, 8) if self.training else self.cache["factor"])
+
+        def train(self, mode: bool = True) -> ScaleInside.Scale:
+            self.cache = {}
+            return super().train(mode)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = ScaleInside.Scale()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale(x) + self.f(self.norm(x))
+
+
 class Tupled(Stack):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -147,6 +190,8 @@ ACCEPTED: dict[str, tuple[Callable[[], nn.Module], Any, list[str]]] = {
     "parallel branches": (Parallel, Stack, ["identity"]),
     "scaled skip": (Scaled, Stack, ["scaled", "identity"]),
     "addcmul": (Fused, Stack, ["identity"]),
+    "a list that a submodule writes into": (ListWriter, Stack, ["identity"]),
+    "a scaled skip in a submodule, and a cache": (ScaleInside, Stack, ["scaled"]),
     "addition in a submodule, tuple output": (AddInside, Tupled, ["identity"]),
     "another layout": (OtherLayout, Stack, ["identity", "identity"]),
     "decided by a size": (Decides, Stack, ["identity"]),

@@ -27,13 +27,9 @@ SAMPLE = {
     "timm:test_convnext": "layer scale and stochastic depth",
     "timm:test_mambaout": "gated branches",
     "timm:test_coatnet": "convolution and attention in one network",
-    "timm:test_vit_relpos": "a shared position bias",
-    "timm:starnet_s050": "products of branches",
     "timm:test_nfnet": "nothing but blocks that change the shape",
-    "timm:vgg11": "no residuals at all",
     "transformers:albert": "one block that is called several times",
     "transformers:bert": "post-norm, the addition in a submodule",
-    "transformers:gpt_neox": "attention and MLP in parallel",
     "transformers:t5": "a position bias that one block gives to the others",
     "transformers:gemma3_text": "arguments that differ from layer to layer",
 }
