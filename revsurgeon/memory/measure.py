@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from revsurgeon.memory.allocator import watching
 from revsurgeon.memory.optimizers import make_optimizer, state_tensors
+from revsurgeon.memory.skeleton import constants
 from revsurgeon.memory.step import Arguments, StepOptions, loss, training_step
 from revsurgeon.memory.strategies import Point, Strategy, training_by
 from revsurgeon.reversible.coefficients import stored_activations
@@ -81,7 +82,7 @@ def measure(
 
         for _ in range(max(warm_up, 1)):
             step()
-        tensors = [*network.parameters(), *network.buffers(), *_tensors(arguments), *state_tensors(stepper)]
+        tensors = [*network.parameters(), *constants(network), *_tensors(arguments), *state_tensors(stepper)]
         storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         states = sum(storages.values())
         with watching(device) as forward, options.autocast(device.type):

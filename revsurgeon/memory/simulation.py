@@ -12,7 +12,7 @@ from torch import nn
 from revsurgeon.errors import RevsurgeonError, UnsupportedModelError
 from revsurgeon.memory.independence import set_dimensions
 from revsurgeon.memory.optimizers import make_optimizer, state_tensors
-from revsurgeon.memory.skeleton import fake_inputs, no_memory, skeleton
+from revsurgeon.memory.skeleton import constants, fake_inputs, no_memory, skeleton
 from revsurgeon.memory.step import Arguments, StepOptions, training_step
 from revsurgeon.memory.strategies import Point, Strategy, training_by
 from revsurgeon.memory.tracker import Peak, Tracker, Whereabouts
@@ -167,7 +167,7 @@ class Simulator:
         with Whereabouts.of(network) as where:
             tracker = Tracker(shares=self.sharding.shares(), quantum=QUANTUM[self.device], where=where)
             tracker.adopt(network.parameters(), "parameters")
-            tracker.adopt(_tensors([arguments, list(network.buffers())]), "inputs")
+            tracker.adopt(_tensors([arguments, constants(network)]), "inputs")
             tracker.adopt(state_tensors(optimizer), "optimizer")
             states = sum(tracker.totals().values())
             kept = 0

@@ -97,6 +97,16 @@ def skeleton(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, memo)
 
 
+def constants(network: nn.Module) -> list[torch.Tensor]:
+    """Tensors that a network holds beside its parameters: buffers, and plain attributes."""
+    return [
+        tensor
+        for module in network.modules()
+        for tensor in (*module._buffers.values(), *vars(module).values())
+        if isinstance(tensor, torch.Tensor)
+    ]
+
+
 def fake_like(tensor: torch.Tensor) -> torch.Tensor:
     """A fake tensor on the CPU of the same shape, strides and dtype."""
     found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")

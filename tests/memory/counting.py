@@ -10,6 +10,7 @@ from torch import nn
 from revsurgeon.anatomy.probe import as_arguments
 from revsurgeon.memory.optimizers import make_optimizer, state_tensors
 from revsurgeon.memory.simulation import Sharding, Simulator
+from revsurgeon.memory.skeleton import constants
 from revsurgeon.memory.step import StepOptions, training_step
 from revsurgeon.memory.strategies import STRATEGIES, Point, training_by
 from revsurgeon.memory.subject import on_meta
@@ -42,7 +43,7 @@ def counted(network: nn.Module, inputs: Any, way: str, optimizer: str = "sgd", a
         training_step(network, arguments, stepper, options)
         tracker = Tracker()
         tracker.adopt(network.parameters(), "parameters")
-        leaves = torch.utils._pytree.tree_leaves((arguments, list(network.buffers())))
+        leaves = torch.utils._pytree.tree_leaves((arguments, constants(network)))
         tracker.adopt([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)], "inputs")
         tracker.adopt(state_tensors(stepper), "optimizer")
 
