@@ -46,7 +46,7 @@ def main() -> None:
             traceback.print_exc(limit=-4)
             outcome = "broken"
         outcomes[outcome.split("\n")[0]] += 1
-        if sum(outcomes.values()) % 100 == 0:
+        if sum(outcomes.values()) % 20 == 0:
             print(json.dumps(outcomes), flush=True)
 
     one()

@@ -426,8 +426,15 @@ def tidied(plan: NetworkPlan) -> NetworkPlan:
 
 
 def _tidied_block(plan: BlockPlan) -> BlockPlan:
-    branches = tuple(
-        replace(b, norm="none", scale="none" if b.scale == "layer scale" else b.scale) if b.turned else b
-        for b in plan.branches
-    )
-    return replace(plan, branches=branches)
+    branches = []
+    for branch in plan.branches:
+        if plan.parallel:
+            branch = replace(branch, turned=False)
+        if branch.turned:
+            branch = replace(
+                branch, norm="none", scale="none" if branch.scale == "layer scale" else branch.scale
+            )
+        if branch.body == "gated" and branch.activation == "relu in place":  # it would change a view
+            branch = replace(branch, activation="relu")
+        branches.append(branch)
+    return replace(plan, branches=tuple(branches))
