@@ -23,13 +23,13 @@ class CoefficientCallback(TrainerCallback, ExportableState):
 
     The schedule is the recipe's that the network was rewired with. Its state is in the trainer's checkpoints,
     so `resume_from_checkpoint=True` goes on where it was. (`TrainingArguments` must have
-    ``restore_callback_states_from_checkpoint=True`` for that.) alpha and beta are in the trainer's history and
-    reach every callback behind this one; for a reporter of the trainer's own to see them, put this one first:
-    ``trainer.callback_handler.callbacks.insert(0, CoefficientCallback())``.
+    ``restore_callback_states_from_checkpoint=True`` for that.) alpha and beta are in the trainer's history
+    and reach every callback behind this one; for a reporter of the trainer's own to see them, put this one
+    first: ``trainer.callback_handler.callbacks.insert(0, CoefficientCallback())``.
 
     Args:
-        save_artifact: write an artifact, which `revsurgeon.load` takes, into each checkpoint and, at the end of
-            the training, into ``output_dir``.
+        save_artifact: write an artifact, which `revsurgeon.load` takes, into each checkpoint and, at the end
+            of the training, into ``output_dir``.
         schedule: keyword arguments for `CoefficientSchedule` in place of the recipe's: start, end, ...
 
     Example:
