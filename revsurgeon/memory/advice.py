@@ -48,7 +48,7 @@ def _for_limit(
     rows: dict[str, Row], fits: Sequence[Fit], limit: int, vary: str, blocks: Sequence[str]
 ) -> str:
     largest = {f.strategy: f for f in fits if f.lora_rank is None and f.largest is not None}
-    what = vary.replace("-", " ")
+    what = {"frames": "number of frames"}.get(vary, vary.replace("-", " "))
     if not largest:
         return f"Nothing fits into {_size(limit)}, not even the smallest {what}."
     fitting = [row for row in rows.values() if row.peak <= limit]
