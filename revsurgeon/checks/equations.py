@@ -77,7 +77,7 @@ class _Comparison:
         before, after = _in_units(run, passed.before), _in_units(run, passed.after)
         seen = before.x.to(passed.x.dtype)
         self.errors.append((place, "what its branch saw", float(not torch.equal(passed.x, seen)), 0.0))
-        g = reference_g(passed.call, seen, passed.chain.alpha).detach()
+        g = reference_g(passed.call, seen, passed.chain.alpha)[0].detach()
         self._add(run, place, "x", after.x, g.double() + before.y, g)
         self._add(run, place, "y", after.y, beta_of(passed.chain) * before.x, before.x)
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from revsurgeon.reversible.chain import Chain
-from revsurgeon.reversible.record import SegmentCall
+from revsurgeon.reversible.record import SegmentCall, Values
 from revsurgeon.rewiring.block import RewiredForward
 from revsurgeon.rewiring.unrewired import calls_of, replaced_forwards, rewired_forwards, stream_of
 
@@ -38,9 +38,9 @@ def beta_of(chain: Chain) -> float:
     return chain.beta
 
 
-def reference_g(call: SegmentCall, x: torch.Tensor, alpha: float) -> torch.Tensor:
-    """G(x; alpha) of a segment, with the addition of the skip written out here."""
-    return _with_own_addition(call.function, x)(call.block, x, alpha, *call.extras)
+def reference_g(call: SegmentCall, x: torch.Tensor, alpha: float) -> Values:
+    """G(x; alpha) of a segment, with the addition of the skip written out here, and its side outputs."""
+    return call.parted(_with_own_addition(call.function, x)(call.block, x, alpha, *call.extras))
 
 
 def _with_own_addition(function: Callable[..., Any], x: torch.Tensor) -> Callable[..., Any]:
@@ -133,7 +133,7 @@ class Streams:
 
     def advance(self, call: SegmentCall) -> None:
         """The next x and y."""
-        g, sides = call.parted(reference_g(call, self.x.to(self.seen), self.alpha))
+        g, sides = reference_g(call, self.x.to(self.seen), self.alpha)
         self.sides += sides
         self.x, self.y = g.to(self.x.dtype) + self.y, self.beta * self.x
 
