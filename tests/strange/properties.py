@@ -19,6 +19,13 @@ from revsurgeon.checks.reference import by_the_equations
 from revsurgeon.recipes import load_recipe
 from tests.strange.networks import NetworkPlan, build
 
+REORDERED = 2.0**-17
+"""Relative difference that float32 sums in another order may have: 2**6 roundings of 2**-23.
+
+A recurrent layer adds to its weights' gradient once for each of 6 tokens. Where it is in a block that is called
+twice, a stored backward adds the 12 one by one, and a reversible one what each call has added up.
+"""
+
 REPEATS = 2.0**-40
 """Relative difference that float64 sums in another order may have: 2**12 roundings of 2**-52."""
 
@@ -74,7 +81,9 @@ def examine(plan: NetworkPlan, seed: int) -> str:
     assert_alive(network, x)
     # Which blocks a run leaves out is the run's own business, of which the equations know nothing.
     leaves_out = "skipped at random" in {plan.block.oddity, plan.odd_block and plan.odd_block.oddity}
-    assert_gradients(network, x, training=not leaves_out)
+    bodies = {b.body for block in (plan.block, plan.odd_block) if block is not None for b in block.branches}
+    order = REORDERED if plan.shared and "recurrent" in bodies else 0.0
+    assert_gradients(network, x, training=not leaves_out, order=order)
     assert_still_the_users(network, original, x)
     assert_nothing_left_of_a_failure(plan, seed, before)
     return "rewired"
@@ -101,20 +110,20 @@ def step(
     return Step([t.detach() for t in outputs], gradients, buffers, torch.get_rng_state())
 
 
-def assert_same(actual: Step, expected: Step) -> None:
-    """Every bit of two steps is the same."""
+def assert_same(actual: Step, expected: Step, order: float = 0.0) -> None:
+    """Every bit of two steps is the same; gradients up to a relative error that comes from another order."""
     assert len(actual.outputs) == len(expected.outputs)
     assert all(torch.equal(a, e) for a, e in zip(actual.outputs, expected.outputs, strict=True)), "outputs"
-    wrong = [n for n, g in expected.gradients.items() if not _equal(actual.gradients[n], g)]
+    wrong = [n for n, g in expected.gradients.items() if not _equal(actual.gradients[n], g, order)]
     assert wrong == [], "gradients"
     assert [n for n, b in expected.buffers.items() if not torch.equal(actual.buffers[n], b)] == [], "buffers"
     assert torch.equal(actual.random, expected.random), "random state"
 
 
-def _equal(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+def _equal(a: torch.Tensor | None, b: torch.Tensor | None, order: float) -> bool:
     if a is None or b is None:
         return a is b
-    return torch.equal(a, b)
+    return torch.equal(a, b) or float((a - b).norm()) <= order * float(b.norm())
 
 
 def fingerprint(network: nn.Module) -> list[Any]:
@@ -180,18 +189,19 @@ def assert_alive(network: nn.Module, x: torch.Tensor) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(moved, still, strict=True)), "beta changes nothing"
 
 
-def assert_gradients(network: nn.Module, x: torch.Tensor, *, training: bool) -> None:
+def assert_gradients(network: nn.Module, x: torch.Tensor, *, training: bool, order: float) -> None:
     """Exact gradients are the stored ones, bit for bit; in float64 they are those of the equations.
 
     Args:
         network: rewired.
         x: its input.
         training: the mode in which the equations are asked.
+        order: the relative error that exact gradients may have because sums have another order.
     """
     for (alpha, beta), mode in (((0.9, 0.1), True), ((0.5, 0.5), True), ((0.3, 0.7), False)):
         with coefficients(network, alpha, beta):
             reversible, stored = (step(network, x, 2, training=mode, stored=s) for s in (False, True))
-            assert_same(reversible, stored)
+            assert_same(reversible, stored, order)
     precise, x = copy.deepcopy(network).double(), x.double()
     for chain in rs.chains(precise):
         chain.arithmetic = "float"
