@@ -148,7 +148,7 @@ def test_the_readme_names_no_command_that_does_not_exist(capsys):
     known = set(re.findall(r"^  ([a-z]+)  ", capsys.readouterr().out, flags=re.MULTILINE))
     code = "\n".join([*blocks("bash"), *re.findall(r"`([^`\n]+)`", README)])
     named = set(re.findall(r"\brevsurgeon ([a-z]+)\b", code))
-    assert named == {"convert", "verify", "errmap", "inspect", "recipes", "demo"}
+    assert named == {"convert", "verify", "errmap", "memory", "bench", "push", "inspect", "recipes", "demo"}
     assert named <= known
 
 

@@ -24,7 +24,8 @@ def heading(report: BenchReport) -> str:
 
 def rows_table(report: BenchReport) -> Table:
     """A line for each way and size."""
-    table = _table("peak", "predicted", "kept", "reserved", "step", "samples/s", "time", "gradient error")
+    device = ["reserved"] if any(row.reserved for row in report.rows) else []  # nothing is on a CPU
+    table = _table("peak", "planned", "kept", *device, "step", "samples a s", "time", "gradient error")
     for row in report.rows:
         if row.status != "measured":
             predicted = "" if row.predicted_peak is None else size(row.predicted_peak)
@@ -35,7 +36,7 @@ def rows_table(report: BenchReport) -> Table:
             _bytes(row.peak),
             _bytes(row.predicted_peak),
             _bytes(row.kept),
-            _bytes(row.reserved),
+            *([_bytes(row.reserved)] if device else []),
             f"{row.seconds:.3g} s",
             f"{row.samples_per_second:.3g}",
             "" if row.time_ratio is None else f"x{row.time_ratio:.2f}",
@@ -56,7 +57,7 @@ def changes_table(changes: Sequence[Change]) -> Table:
 
 def label(row: BenchRow, report: BenchReport) -> str:
     """A way, with its size where there are several."""
-    words = row.title if row.lora_rank is None else f"{row.title}, LoRA {row.lora_rank}"
+    words = row.strategy if row.lora_rank is None else f"{row.strategy}, LoRA {row.lora_rank}"
     return f"{words}, {_sizes(row)}" if len({_sizes(r) for r in report.rows}) > 1 else words
 
 
@@ -69,7 +70,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
     table.add_column("way to train", no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     return table
 
 

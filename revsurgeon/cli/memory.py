@@ -147,11 +147,11 @@ def memory(
 
 
 def _for_people(out: Output, found: MemoryPlan, plot: Path | None) -> list[Any]:
-    from revsurgeon.cli.memory_tables import fits_table, heading, peaks_table
+    from revsurgeon.cli.memory_tables import fits_table, heading, peaks_tables
 
     if not out.for_people:
         return []
-    lines: list[Any] = [heading(found), peaks_table(found)]
+    lines: list[Any] = [heading(found), *peaks_tables(found)]
     if found.fits:
         lines += ["", fits_table(found)]
     if found.recommendation:

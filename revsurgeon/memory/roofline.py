@@ -32,7 +32,7 @@ MACHINES = {
     # NVIDIA's data sheet of the A100 80 GB SXM: 312 Tflop/s in bf16, 156 in TF32, 2 TB/s; about 60 % of
     # these are reached. PyTorch's default is no TF32 (19.5 Tflop/s); planning assumes that it is switched on.
     "cuda": Machine({2: 187e12, 4: 94e12, 8: 12e12}, 1.2e12, 4e-6),
-    # One core of a server CPU with AVX2, as measured by `python -m benchmarks.calibration`.
+    # One core of a server CPU with AVX2: assumed, of the order that such a core reaches.
     "cpu": Machine({2: 30e9, 4: 60e9, 8: 30e9}, 8e9, 6e-6),
 }
 """By device type."""

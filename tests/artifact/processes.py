@@ -42,7 +42,19 @@ def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-CALLS = ("close", "fsync", "link", "mkdir", "open", "rename", "replace", "rmdir", "sendfile", "unlink", "write")
+CALLS = (
+    "close",
+    "fsync",
+    "link",
+    "mkdir",
+    "open",
+    "rename",
+    "replace",
+    "rmdir",
+    "sendfile",
+    "unlink",
+    "write",
+)
 """Calls to the system between which a file can be in another state."""
 
 

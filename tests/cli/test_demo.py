@@ -39,6 +39,7 @@ def test_finetuning_teaches_the_network_the_new_domain(revsurgeon):
     assert kept["reversible"] < kept["stored"] / 2
 
 
+@pytest.mark.slow
 def test_the_converted_network_is_kept_where_one_asks_for_it(revsurgeon, tmp_path):
     assert revsurgeon("demo", "--steps", "1", "--output", "kept", "--quiet").code == 0
     assert rs.load(tmp_path / "kept")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)

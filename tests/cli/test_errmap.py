@@ -208,7 +208,7 @@ def wait_for_points(process: subprocess.Popen[str], path: Path, least: int) -> N
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(
     start: Start, revsurgeon: Run, artifact: Path, tmp_path: Path, jobs: str
 ) -> None:
@@ -233,6 +233,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_goes_on(
     assert document("map.json") == done
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_a_file_that_reads_and_resume_completes_it(
     start: Start, revsurgeon: Run, artifact: Path, tmp_path: Path
 ) -> None:

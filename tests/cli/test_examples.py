@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 COMMANDS = [
-    (),
+    pytest.param((), marks=pytest.mark.slow),
     ("convert",),
     ("inspect",),
     ("verify",),
-    ("errmap",),
-    ("demo",),
+    pytest.param(("errmap",), marks=pytest.mark.slow),
+    pytest.param(("bench",), marks=pytest.mark.slow),
+    pytest.param(("memory",), marks=pytest.mark.slow),
+    pytest.param(("demo",), marks=pytest.mark.slow),
     ("recipes", "list"),
     ("recipes", "show"),
     ("recipes", "validate"),

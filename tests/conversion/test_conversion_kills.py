@@ -46,7 +46,13 @@ def duration_after(message: str, output: Path) -> float:
     return time.monotonic() - start
 
 
-@pytest.mark.parametrize("force", [False, True], ids=["nothing there", "an old artifact there"])
+@pytest.mark.parametrize(
+    "force",
+    [
+        pytest.param(False, id="nothing there", marks=pytest.mark.slow),
+        pytest.param(True, id="an old artifact there"),
+    ],
+)
 def test_a_kill_at_a_random_moment_leaves_the_old_or_the_finished_artifact(
     tmp_path: Path, force: bool
 ) -> None:

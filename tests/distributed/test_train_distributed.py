@@ -126,6 +126,7 @@ def test_the_finetuned_network_is_written_whole(whole_run: tuple[Path, str]) -> 
     assert rs.CoefficientSchedule.from_manifest(network, total_steps=4).steps_done == 4
 
 
+@pytest.mark.slow
 def test_a_run_resumed_with_another_strategy_ends_where_the_whole_one_does(
     whole_run: tuple[Path, str], source: Path, tmp_path: Path
 ) -> None:

@@ -54,12 +54,8 @@ def test_the_files_are_the_artifacts_and_the_card_names_the_repository(hub: HubS
 
 
 def test_other_weights_make_room_and_other_files_stay(hub: HubServer, demo: Path) -> None:
-    old = {
-        "model-00001-of-00002.safetensors": b"old",
-        "model.safetensors.index.json": b"{}",
-        "notes.txt": b"n",
-    }
-    hub.add("someone/demo", old)
+    old = {"model-00001-of-00002.safetensors": b"old", "model.safetensors.index.json": b"{}"}
+    hub.add("someone/demo", {**old, "notes.txt": b"n"})
     rs.push(demo, "someone/demo")
     found = files(hub, "someone/demo")
     assert "notes.txt" in found

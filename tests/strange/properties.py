@@ -22,7 +22,7 @@ from tests.strange.networks import NetworkPlan, build
 REORDERED = 2.0**-17
 """Relative difference that float32 sums in another order may have: 2**6 roundings of 2**-23.
 
-A recurrent layer adds to its weights' gradient once for each of 6 tokens. Where it is in a block that is called
+A recurrent layer adds to its weights' gradient once for each of 6 tokens. Where its block is called
 twice, a stored backward adds the 12 one by one, and a reversible one what each call has added up.
 """
 
