@@ -62,5 +62,9 @@ class Wide(nn.Module):
         return x + self.second(torch.relu(self.first(x)))
 
 
-def deep() -> tuple[nn.Module, Inputs]:
-    return nn.Sequential(*(Wide() for _ in range(24))), (torch.randn(2, 4, 512),)
+def deep(blocks: int = 24) -> tuple[nn.Module, Inputs]:
+    return nn.Sequential(*(Wide() for _ in range(blocks))), (torch.randn(2, 4, 512),)
+
+
+def half_as_deep() -> tuple[nn.Module, Inputs]:
+    return deep(12)

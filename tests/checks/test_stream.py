@@ -105,11 +105,14 @@ def peak(path: Path, how: str, small: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_memory_does_not_grow_with_the_number_of_blocks(tmp_path: Path) -> None:
-    """A network of 24 blocks of 16 MB, of which no more than a few are ever there."""
-    path = rs.convert("python:tests.checks.networks:deep", output=tmp_path / "deep", verify=False)
-    total = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-    block = total / 24
+    """Networks of 12 and of 24 blocks of 16 MB, of which no more than a few are ever there."""
     small = rs.convert("demo", output=tmp_path / "small", verify=False)
-    whole, streamed = (peak(path, how, small) for how in ("whole", "stream"))
-    assert whole > total  # the unrewired network beside the rewired one
-    assert streamed < 8 * block  # the block, what is mapped of a file at once (64 MB), and copies of streams
+    paths = [
+        rs.convert(f"python:tests.checks.networks:{name}", output=tmp_path / name, verify=False)
+        for name in ("half_as_deep", "deep")
+    ]
+    total = sum(file.stat().st_size for file in paths[1].glob("*.safetensors"))
+    block = total / 24
+    half, streamed = (peak(path, "stream", small) for path in paths)
+    assert streamed - half < 2 * block  # 12 more blocks, and what the allocator does from run to run
+    assert peak(paths[1], "whole", small) > total  # the unrewired network beside the rewired one

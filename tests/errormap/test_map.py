@@ -149,6 +149,7 @@ def test_anchors_of_the_network_do_not_hide_where_it_would_need_them() -> None:
     assert point.errors["float"].anchors_every is not None
 
 
+@pytest.mark.slow
 def test_processes_measure_the_same_as_this_one() -> None:
     network, inputs = small()
     alone = rs.errmap(network, example_inputs=inputs, grid=3, arithmetic="both")
