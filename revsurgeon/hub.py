@@ -149,6 +149,11 @@ def _writing(repo_id: str) -> Iterator[None]:
 
     try:
         yield
+    except errors.OfflineModeIsEnabled:
+        raise HubError(
+            f"offline mode is on, so nothing can be uploaded to {repo_id!r}.",
+            hint="Unset HF_HUB_OFFLINE, and run the command again.",
+        ) from None
     except errors.HfHubHTTPError as error:
         if error.response.status_code not in (401, 403):
             raise

@@ -113,7 +113,8 @@ def _broken(repo_id: str, what: str, error: BaseException) -> HubError:
     from huggingface_hub import constants
 
     reason = next(iter(str(error).strip().splitlines()), "no reason was given")
-    alone = "" if what == "config.json" else " To take the architecture alone, add --random-weights."
+    weights = what != "config.json" and not what.startswith("the ")  # the artifact, the repository
+    alone = " To take the architecture alone, add --random-weights." if weights else ""
     return HubError(
         f"the Hub could not be reached, or the connection broke, while fetching {what} of {repo_id!r}.",
         where=f"{constants.ENDPOINT}\n{type(error).__name__}: {reason}",
