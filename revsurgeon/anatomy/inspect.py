@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 from revsurgeon.anatomy.flow import SegmentError, joins
 from revsurgeon.anatomy.left_alone import left_alone, unique
 from revsurgeon.anatomy.links import Found, count_segments, link, names, one_run_each
-from revsurgeon.anatomy.probe import Call, ExampleInputs, Stamp, probe, stamp, untouched
+from revsurgeon.anatomy.probe import Call, ExampleInputs, Stamp, has_hooks, probe, stamp, untouched
+from revsurgeon.anatomy.proxies import CONSTANT_TYPES, TraceError
 from revsurgeon.anatomy.report import Anatomy, Block, Chain, Reason, Segment, Skipped
 from revsurgeon.anatomy.segment import BlockGraphs, residual_scopes, segment_block
-from revsurgeon.anatomy.trace import CONSTANT_TYPES, Trace, TraceError, has_hooks, trace_block
+from revsurgeon.anatomy.trace import Trace, trace_block
 
 
 @dataclass

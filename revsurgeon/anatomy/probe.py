@@ -72,7 +72,8 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
     stores: list[Any] = []
     for module in model.modules():
         stores += [module.__dict__, module._parameters, module._buffers, module._modules]
-        stores += [value for value in module.__dict__.values() if type(value) in _CONTAINERS]
+        for value in module.__dict__.values():
+            stores += _containers(value)
     before = [(store, store.copy()) for store in stores]
     try:
         yield
@@ -83,11 +84,29 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
                 store.extend(kept) if isinstance(store, list) else store.update(kept)
 
 
+def _containers(value: Any, depth: int = 8) -> Iterator[Any]:
+    """A plain container and those inside it; one may hold itself, so not for ever."""
+    if type(value) in _CONTAINERS and depth:
+        yield value
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _containers(part, depth - 1)
+
+
 def _contents(store: Any) -> list[Any]:
     """What tells whether a container was changed: which objects are in it."""
     if isinstance(store, dict):
         return [(name, id(value)) for name, value in store.items()]
     return [id(value) for value in store]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than running its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def probe(

@@ -96,6 +96,8 @@ def segment_block(trace: Trace, stream: int, output: int, granularity: str = "se
                 raise SegmentError(Reason.MUTATES, f"it changes its argument {changed.name!r} in place")
     for path, node in trace.kept:
         # Dropping it is right for a cache, which is made again; a count or a loss term would be lost.
+        if node is None:
+            raise SegmentError(Reason.SIDE_EFFECT, f"its code counts or notes something in {path!r}")
         if node in flow.live or any(n.op == "get_attr" and n.target == path for n in flow.ancestors(node)):
             raise SegmentError(Reason.SIDE_EFFECT, f"its own code keeps {path!r} for later")
     groups = flow.groups(granularity)

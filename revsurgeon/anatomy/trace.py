@@ -11,7 +11,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
-import enum
 import operator
 import threading
 import traceback
@@ -27,29 +26,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from revsurgeon.anatomy.probe import attributes_kept
+from revsurgeon.anatomy.kept import Kept, all_entries, changed, entries, kept_by_call, kept_by_code
+from revsurgeon.anatomy.probe import attributes_kept, has_hooks
+from revsurgeon.anatomy.proxies import CONSTANT_TYPES, TraceError, ValueProxy, expanded
+from revsurgeon.anatomy.structures import plain, structure_of
 
 # Module.__call__ and Module.__getattr__ are patched while a trace runs.
 _PATCH_LOCK = threading.RLock()
-
-CONSTANT_TYPES = (
-    *(bool, int, float, complex, str, bytes, type(None), enum.Enum),
-    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size),
-)
-"""Types of arguments that a graph may hold as they are."""
-
-# Tensor attributes that a graph need not follow: they are part of the key under which it is kept.
-_FIXED_METADATA = frozenset(
-    {"dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_meta", "requires_grad", "is_sparse"}
-    | {"is_nested", "is_quantized", "is_mkldnn", "itemsize", "names", "is_leaf", "is_xpu", "is_mps"}
-)
-_FIXED_METHODS = frozenset(
-    {"dim", "ndimension", "is_floating_point", "is_complex", "element_size", "get_device"}
-)
-
-
-class TraceError(Exception):
-    """The block's Python code cannot be followed on example values; the message says why."""
 
 
 class _ListChangedError(Exception):
@@ -67,99 +50,14 @@ class Trace:
         leaves: the placeholder of every tensor among the flattened ``(args, kwargs)``, by its first index.
         specialised: Python code decided something by a size, so the graph holds for these shapes only.
         inlined: paths of all modules whose code was inlined.
-        kept: what the inlined code put into attributes, by the attribute's path.
+        kept: what code keeps on its modules.
     """
 
     graph: fx.Graph
     leaves: dict[int, fx.Node]
     specialised: bool
     inlined: frozenset[str]
-    kept: tuple[tuple[str, fx.Node], ...]
-
-
-class ValueProxy(fx.Proxy):
-    """A proxy that knows its example value."""
-
-    @property
-    def value(self) -> Any:
-        """The value on the example inputs."""
-        return self.node.meta["value"]
-
-    def __getattr__(self, name: str) -> Any:
-        value = self.value
-        if self.node.meta.get("opaque"):
-            raise TraceError(f"its own code looks into an argument of type {type(value).__name__}")
-        if isinstance(value, torch.Tensor):
-            if name in _FIXED_METADATA:
-                return getattr(value, name)
-            if name in _FIXED_METHODS:
-                return getattr(value, name)
-        if not hasattr(value, name):
-            raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
-        if callable(getattr(value, name)):
-            return lambda *args, **kwargs: self.tracer.create_proxy(
-                "call_method", name, (self, *args), kwargs
-            )
-        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
-
-    # Tuples are structure: taken apart, so that ``(x,) + rest[1:]`` is a tuple of values, not an operation.
-
-    def __getitem__(self, key: Any) -> Any:
-        if _is_sequence(self) and isinstance(key, slice):
-            return type(self.value)(self[i] for i in range(len(self.value))[key])
-        return self.tracer.create_proxy("call_function", operator.getitem, (self, key), {})
-
-    def __add__(self, other: Any) -> Any:
-        if _is_sequence(self):
-            return type(self.value)(self) + (type(self.value)(other) if _is_sequence(other) else other)
-        return self.tracer.create_proxy("call_function", operator.add, (self, other), {})
-
-    def __radd__(self, other: Any) -> Any:
-        if _is_sequence(self):
-            return other + type(self.value)(self)
-        return self.tracer.create_proxy("call_function", operator.add, (other, self), {})
-
-    def _decide(self) -> Any:
-        """The example value, for Python code that decides by it; only sizes may be decided by."""
-        if isinstance(self.value, torch.Tensor):
-            raise TraceError(f"Python code depends on the data in {self.node.name!r}")
-        if self.node.meta.get("opaque"):
-            raise TraceError(f"its own code decides by an argument of type {type(self.value).__name__}")
-        self.tracer.specialised = True  # type: ignore[attr-defined]
-        return self.value
-
-    def __bool__(self) -> bool:
-        return bool(self._decide())
-
-    def __int__(self) -> int:
-        return int(self._decide())
-
-    def __index__(self) -> int:
-        return operator.index(self._decide())
-
-    def __float__(self) -> float:
-        return float(self._decide())
-
-    def __len__(self) -> int:
-        if isinstance(self.value, torch.Tensor):
-            return int(self.shape[0])
-        return len(self.value)  # the length of a tuple or a shape is structure, not data
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter([operator.getitem(self, i) for i in range(len(self))])
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
-
-    def __contains__(self, item: object) -> bool:
-        return item in self._decide()
-
-    def __hash__(self) -> int:
-        return id(self)
-
-
-def _is_sequence(value: Any) -> bool:
-    return type(value) is ValueProxy and type(value.value) in (tuple, list)
+    kept: Kept
 
 
 class _Factories(TorchFunctionMode):
@@ -210,6 +108,7 @@ class BlockTracer(fx.Tracer):
         self.specialised = False
         self.evaluating = False
         self.known: list[tuple[fx.Node, torch.Tensor]] = []  # every tensor so far, by the node that holds it
+        self.kept: Kept = []
         self.place = ""
         self.modes = _modes()
         self.tensor_paths: dict[int, str] = {}
@@ -256,7 +155,7 @@ class BlockTracer(fx.Tracer):
         def value(argument: Any) -> Any:
             return fx.node.map_arg(argument, lambda n: n.meta["value"])
 
-        args, kwargs = _plain(value(node.args)), _plain(value(node.kwargs))
+        args, kwargs = plain(value(node.args)), plain(value(node.kwargs))
         before = [tensor._version for _, tensor in self.known]
         self.evaluating = True
         try:
@@ -264,10 +163,13 @@ class BlockTracer(fx.Tracer):
                 if node.op == "get_attr":
                     result = operator.attrgetter(node.target)(self.root)  # type: ignore[arg-type]
                 elif node.op == "call_module":
-                    handed = _plain((args, kwargs))
-                    result = self.root.get_submodule(node.target).forward(*args, **kwargs)  # type: ignore[arg-type]
-                    if _structure_of((args, kwargs)) != _structure_of(handed):
+                    module = self.root.get_submodule(node.target)  # type: ignore[arg-type]
+                    handed, entries_before = plain((args, kwargs)), all_entries(module)
+                    result = module.forward(*args, **kwargs)
+                    if structure_of((args, kwargs)) != structure_of(handed):
                         raise _ListChangedError
+                    if any(changed(module, entries_before)):
+                        self.kept += kept_by_call(node, module, args, kwargs)
                 elif node.op == "call_method":
                     result = getattr(args[0], node.target)(*args[1:], **kwargs)  # type: ignore[arg-type]
                 else:
@@ -276,8 +178,9 @@ class BlockTracer(fx.Tracer):
             self.evaluating = False
         node.meta["value"] = result
         node.meta["random"] = random.drew
-        changed = [n for (n, t), version in zip(self.known, before, strict=True) if t._version != version]
-        node.meta["mutates"] = changed
+        node.meta["mutates"] = [
+            n for (n, t), version in zip(self.known, before, strict=True) if t._version != version
+        ]
         self.note(node)
 
     def note(self, node: fx.Node) -> None:
@@ -392,11 +295,17 @@ def trace_block(
     proxied_args, proxied_kwargs = pytree.tree_unflatten(proxied, spec)
     # A cache that the code fills holds proxies of this trace, which the next one must not find.
     with attributes_kept(block), _patched(tracer), _Factories(tracer):
-        before = {path: _attributes(module) for path, module in block.named_modules()}
+        before = {path: entries(module) for path, module in block.named_modules()}
+        handed = structure_of((proxied_args, proxied_kwargs))
         try:
             output = forward(*proxied_args, **proxied_kwargs)
-            tracer.create_node("output", "output", (tracer.create_arg(_expanded(output)),), {})
-            kept = _kept(block, before, ("", *tracer.inlined))
+            tracer.create_node("output", "output", (tracer.create_arg(expanded(output)),), {})
+            if structure_of((proxied_args, proxied_kwargs)) != handed:
+                raise TraceError("it changes a list or a dictionary that it is handed")
+            nodes = set(tracer.graph.nodes)  # some were erased
+            kept = [(path, node) for path, node in tracer.kept if node is None or node in nodes]
+            for path in ("", *sorted(tracer.inlined)):
+                kept += kept_by_code(path, block.get_submodule(path), before[path])
         except Exception as error:
             frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
             if torch.utils.checkpoint.__file__ in frames:
@@ -407,63 +316,6 @@ def trace_block(
                 raise
             raise TraceError(_first_line(error)) from error
     return Trace(tracer.graph, leaves, tracer.specialised, frozenset(tracer.inlined), kept)
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {**module.__dict__, **module._parameters, **module._buffers}
-
-
-def _kept(
-    block: nn.Module, before: Mapping[str, Mapping[str, Any]], inlined: tuple[str, ...]
-) -> tuple[tuple[str, fx.Node], ...]:
-    """What inlined code put into attributes, which a graph does not do.
-
-    Raises:
-        TraceError: it counts or notes something in Python.
-    """
-    found: list[tuple[str, fx.Node]] = []
-    for path in inlined:
-        for name, value in _attributes(block.get_submodule(path)).items():
-            old = before[path].get(name)
-            if value is old:
-                continue
-            attribute = f"{path}.{name}" if path else name
-            if isinstance(value, CONSTANT_TYPES) and value != old:
-                raise TraceError(f"its own code sets the attribute {attribute!r}")
-            found += [(attribute, leaf.node) for leaf in _leaves(value) if type(leaf) is ValueProxy]
-    return tuple(found)
-
-
-def _expanded(output: Any) -> Any:
-    """The output with every tuple or list that is a proxy's value taken apart, so that its leaves line up."""
-    if _is_sequence(output):
-        return type(output.value)(_expanded(output[i]) for i in range(len(output)))
-    if type(output) in (tuple, list):
-        return type(output)(_expanded(part) for part in output)
-    return output
-
-
-def _plain(value: Any) -> Any:
-    """torch.fx's immutable lists and dictionaries as plain ones, which called code may write into."""
-    if isinstance(value, (list, tuple)) and type(value) in (
-        tuple,
-        list,
-        fx.immutable_collections.immutable_list,
-    ):
-        made = [_plain(part) for part in value]
-        return tuple(made) if isinstance(value, tuple) else made
-    if type(value) in (dict, fx.immutable_collections.immutable_dict):
-        return {name: _plain(part) for name, part in value.items()}
-    return value
-
-
-def _structure_of(value: Any) -> Any:
-    """The identities of what is in nested lists and dictionaries."""
-    if type(value) in (list, tuple):
-        return [_structure_of(part) for part in value]
-    if type(value) is dict:
-        return {name: _structure_of(part) for name, part in value.items()}
-    return id(value)
 
 
 def _copy_of(argument: object) -> object:
@@ -505,16 +357,6 @@ def _patched(tracer: BlockTracer) -> Iterator[None]:
             nn.Module.__call__ = call  # type: ignore[method-assign]
             nn.Module.__getattr__ = read  # type: ignore[method-assign]
             builtins.isinstance = is_instance
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than running its forward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _modes() -> tuple[bool, bool, int]:

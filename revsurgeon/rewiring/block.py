@@ -23,9 +23,10 @@ from torch.utils import _pytree as pytree
 from revsurgeon.anatomy.flow import SegmentError
 from revsurgeon.anatomy.functions import compile_graph
 from revsurgeon.anatomy.inspect import check_arguments, inline_set
-from revsurgeon.anatomy.probe import untouched
+from revsurgeon.anatomy.probe import has_hooks, untouched
+from revsurgeon.anatomy.proxies import CONSTANT_TYPES, TraceError
 from revsurgeon.anatomy.segment import BlockGraphs, segment_block
-from revsurgeon.anatomy.trace import CONSTANT_TYPES, Trace, TraceError, has_hooks, trace_block
+from revsurgeon.anatomy.trace import Trace, trace_block
 from revsurgeon.errors import ChainBrokenError, UnsupportedModelError
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.chunks import Chunks
