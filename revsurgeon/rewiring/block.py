@@ -33,6 +33,7 @@ from revsurgeon.reversible.chunks import Chunks
 from revsurgeon.reversible.record import SegmentCall, SegmentMemory
 from revsurgeon.reversible.sharding import refuse_sharded_parts
 from revsurgeon.rewiring.chunking import independent_dimension
+from revsurgeon.rewiring.outside_export import outside_export, stand_ins
 
 _SIMPLE = frozenset({bool, int, float, str, type(None)})
 
@@ -205,16 +206,17 @@ class RewiredForward:
 
     def _plan(self, args: Any, kwargs: Any, leaves: list[Any], spec: Any, x: torch.Tensor) -> Plan:
         call = (spec, tuple(map(_kind, leaves)), _same(leaves), _modes(x))
-        shapes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, torch.Tensor))
         key = (call, self._state())
         plan = self._plans.get(key)
         if plan is not None and plan.specialised:
-            plan = self._plans.get((*key, shapes))
+            plan = self._plans.get((*key, _shapes(leaves)))
         if plan is None:
             plan = self._make_plan(args, kwargs, leaves, x)
             self._inlined = tuple(sorted({*self._inlined, *plan.inlined}))
             key = (call, self._state())
-            self._plans[key] = self._plans[(*key, shapes)] = plan
+            self._plans[key] = plan
+            if plan.specialised:
+                self._plans[(*key, _shapes(leaves))] = plan
         return plan
 
     def _state(self) -> tuple[Any, ...]:
@@ -231,7 +233,10 @@ class RewiredForward:
         )
 
     def _make_plan(self, args: Any, kwargs: Any, leaves: list[Any], x: torch.Tensor) -> Plan:
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if torch.compiler.is_exporting():
+            with outside_export():
+                return self._make_plan(*stand_ins((args, kwargs, leaves, x)))
+        if torch.jit.is_tracing():
             raise UnsupportedModelError(
                 f"block {self.path!r} has not run in this mode before the network is traced.",
                 hint="Run the network once before, in evaluation mode and inside torch.no_grad().",
@@ -311,6 +316,11 @@ def _no_weight_caches() -> Iterator[None]:
     finally:
         torch.set_autocast_cache_enabled(enabled)
         parametrize._cache_enabled = depth
+
+
+def _shapes(leaves: list[Any]) -> tuple[tuple[int, ...], ...]:
+    """The sizes of all tensors. One that torch.export has left open is settled by this."""
+    return tuple(tuple(map(int, leaf.shape)) for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 def _kind(leaf: Any) -> Any:
