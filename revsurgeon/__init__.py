@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from revsurgeon.conversion import convert, load, save
     from revsurgeon.errormap import ErrorMap
     from revsurgeon.errormap.run import errmap
+    from revsurgeon.exporting import export
     from revsurgeon.hub import push
     from revsurgeon.memory import MemoryPlan
     from revsurgeon.memory.estimate import estimate_memory
@@ -58,6 +59,7 @@ _HOME = {
     "save": "revsurgeon.conversion",
     "ErrorMap": "revsurgeon.errormap",
     "errmap": "revsurgeon.errormap.run",
+    "export": "revsurgeon.exporting",
     "push": "revsurgeon.hub",
     "MemoryPlan": "revsurgeon.memory",
     "estimate_memory": "revsurgeon.memory.estimate",
@@ -109,6 +111,7 @@ __all__ = [
     "convert",
     "errmap",
     "estimate_memory",
+    "export",
     "get_coefficients",
     "inspect",
     "load",

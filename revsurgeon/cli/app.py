@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from revsurgeon.cli import bench, convert, demo, errmap, inspect, memory, push, recipes, verify
+from revsurgeon.cli import bench, convert, demo, errmap, export, inspect, memory, push, recipes, verify
 from revsurgeon.cli.errors import INTERRUPTED
 from revsurgeon.cli.options import examples, help_when_alone
 from revsurgeon.cli.output import Output
@@ -69,6 +69,7 @@ app.command(epilog=errmap.EXAMPLES)(errmap.errmap)
 app.command(epilog=memory.EXAMPLES)(memory.memory)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=push.EXAMPLES)(push.push)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=demo.EXAMPLES)(demo.demo)
 app.add_typer(recipes.app, name="recipes")
 

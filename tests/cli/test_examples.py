@@ -15,6 +15,7 @@ COMMANDS = [
     ("verify",),
     pytest.param(("errmap",), marks=pytest.mark.slow),
     pytest.param(("bench",), marks=pytest.mark.slow),
+    pytest.param(("export",), marks=pytest.mark.slow),
     pytest.param(("memory",), marks=pytest.mark.slow),
     pytest.param(("demo",), marks=pytest.mark.slow),
     ("recipes", "list"),

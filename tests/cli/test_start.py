@@ -12,6 +12,7 @@ COMMANDS = [
     ("convert",),
     ("inspect",),
     ("errmap",),
+    ("export",),
     ("demo",),
     ("recipes", "list"),
     ("recipes", "show"),
