@@ -147,19 +147,24 @@ def test_what_was_there_stays_when_the_new_one_is_wrong(
 
 
 def test_a_run_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), publish.published(tmp_path / "a.pt2", force=False) as stage:
-        (stage / "a.pt2").write_text("half")
-        raise KeyboardInterrupt
+    def stopped() -> None:
+        with publish.published(tmp_path / "a.pt2", force=False) as stage:
+            (stage / "a.pt2").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
     assert os.listdir(tmp_path) == []
 
 
 def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    with (
-        pytest.raises(rs.UsageError, match="appeared"),
-        publish.published(tmp_path / "a", force=False) as stage,
-    ):
-        (stage / "a").write_text("ours")
-        (tmp_path / "a").write_text("theirs")
+    def overtaken() -> None:
+        with publish.published(tmp_path / "a", force=False) as stage:
+            (stage / "a").write_text("ours")
+            (tmp_path / "a").write_text("theirs")
+
+    with pytest.raises(rs.UsageError, match="appeared"):
+        overtaken()
     assert (tmp_path / "a").read_text() == "theirs"
     assert os.listdir(tmp_path) == ["a"]
 
