@@ -1,0 +1,114 @@
+"""Finetune a pretrained network in many ways, or write the page that compares them.
+
+    python -m benchmarks.finetune digits                       # goes on where an earlier run ended
+    python -m benchmarks.finetune video --arms conventional,re2 --seeds 3 --jobs 2
+    python -m benchmarks.finetune --table                      # docs/evidence.md
+
+Everything runs on one thread of a CPU; all arms and 5 seeds of the three tasks take about an hour of a core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.finetune.arms import ARMS
+from benchmarks.finetune.results import FOLDER, Key, Results
+from benchmarks.finetune.tasks import TASKS
+
+SEEDS = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing of a task, or write the page.
+
+    Returns:
+        0; 1 if a run failed.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.table:
+        from benchmarks.finetune.page import write_page
+
+        write_page(options.results)
+        return 0
+    if options.task is None:
+        parser.error("name a task, or ask for the page with --table")
+    arms = options.arms.split(",") if options.arms else list(ARMS)
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown:
+        parser.error(f"there is no arm {unknown[0]}; choose of: {', '.join(ARMS)}")
+    results = Results(options.task, options.results)
+    settings = TASKS[options.task](None).settings.to_dict()
+    # Seed by seed, so that a sweep that is cut short has as many of each arm.
+    wanted = [
+        (arm, seed)
+        for seed in range(options.seeds)
+        for arm in arms
+        if not results.is_done(arm, seed, settings)
+    ]
+    failed = 0
+    for number, row in enumerate(_rows(options.task, wanted, options.jobs), start=1):
+        results.add(row)
+        failed += row["status"] == "failed"
+        shown = f"{row['score']:.1f}" if "score" in row else row["detail"]
+        told = f"{row['arm']}, seed {row['seed']}: {row['status']} {shown} ({row['cpu_seconds']} s)"
+        print(f"{options.task} {number}/{len(wanted)} {told}", file=sys.stderr, flush=True)
+    return int(failed > 0)
+
+
+def _rows(task: str, wanted: Sequence[Key], jobs: int) -> Iterator[dict[str, Any]]:
+    if not wanted:
+        return
+    if jobs == 1:
+        yield from (one_run(task, arm, seed) for arm, seed in wanted)
+        return
+    one_thread()
+    _weights(task)  # pretrained here, before several processes do
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        yield from (f.result() for f in as_completed([pool.submit(one_run, task, *key) for key in wanted]))
+
+
+def one_run(task: str, arm: str, seed: int) -> dict[str, Any]:
+    """One run on one thread, with the pretrained weights of the cache."""
+    from benchmarks.finetune.run import run
+
+    one_thread()
+    return run(TASKS[task](None), ARMS[arm], seed, _weights(task))
+
+
+def _weights(task: str) -> dict[str, Any]:
+    from benchmarks.finetune.pretrained import backbone_weights
+
+    return backbone_weights(TASKS[task](None))
+
+
+def one_thread() -> None:
+    """Have torch compute on one thread: the networks are too small for more."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.finetune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", nargs="?", choices=list(TASKS))
+    parser.add_argument("--arms", help=f"some of them, with commas between: {', '.join(ARMS)}")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"0, 1, ... ({SEEDS})")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--table", action="store_true", help="write docs/evidence.md from the results")
+    parser.add_argument("--results", type=Path, default=FOLDER, help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
