@@ -10,12 +10,29 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 
 from revsurgeon.errors import SourceError
 from revsurgeon.sources.stand_ins import is_stand_in, real_parameters, stand_ins
 from revsurgeon.sources.tensors import aligned, main_dtype
 
 Construct = Callable[[], nn.Module]
+
+MOST_PARAMETERS = 200_000
+"""Parameter tensors registered while a network is built, three attempts included; DeepSeek-V3 has 47,000."""
+
+_CANNOT_BUILD = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    FileNotFoundError,
+)
+"""What libraries raise over a config that makes no sense."""
 
 
 class _ThisThread(threading.local):
@@ -40,19 +57,45 @@ def seeded() -> Iterator[None]:
 def building(entry: str) -> Iterator[None]:
     """Raise a SourceError where a library cannot make a network of what its config says."""
     try:
-        yield
+        with _few_parameters(entry):
+            yield
     except ImportError as error:
         raise SourceError(
             f"{entry!r} needs a package that is not installed.",
             where=str(error).strip(),
             hint="Install that package.",
         ) from error
-    except (TypeError, ValueError, AssertionError, AttributeError, KeyError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except _CANNOT_BUILD as error:
+        memory = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+        problem = "is too large for the memory here" if memory else "cannot be built from its config"
         raise SourceError(
-            f"{entry!r} cannot be built from its config.",
-            where=f"{type(error).__name__}: {error}",
+            f"{entry!r} {problem}.",
+            where=f"{type(error).__name__}: {error}"[:2000],
             hint="Check config.json, or take a network whose config is complete.",
         ) from error
+
+
+@contextmanager
+def _few_parameters(entry: str) -> Iterator[None]:
+    """Stop a constructor that would go on for hours: a config may ask for any number of layers."""
+    thread, count = threading.get_ident(), 0
+
+    def registered(*_: object) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > MOST_PARAMETERS:
+            raise SourceError(
+                f"{entry!r} would have more than {MOST_PARAMETERS:,} parameter tensors.",
+                hint="Check the numbers of layers in config.json.",
+            )
+
+    handle = torch_module.register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def on_meta(construct: Construct) -> nn.Module:

@@ -148,7 +148,9 @@ def _parse(content: bytes, path: Path) -> dict[str, Any]:
     try:
         config = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise SourceError("config.json is not valid JSON.", where=f"{path}\n{error}") from None
+        raise SourceError(
+            "config.json is not valid JSON.", where=f"{path}\n{error}", hint="Download or copy it again."
+        ) from None
     if not isinstance(config, dict):
         raise SourceError("config.json is not a JSON object.", where=str(path))
     return config

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from revsurgeon.errors import SourceError
 from revsurgeon.sources.inputs import Input, InputSpec
+from revsurgeon.sources.reach import check_reach
 from revsurgeon.sources.source import Build, Loaded
 from revsurgeon.sources.suggestions import did_you_mean
 from revsurgeon.sources.tensors import main_dtype, read_safetensors
@@ -198,6 +199,7 @@ def _create(build: Build, *, pretrained: bool, cache_dir: str | None = None, **l
     import timm
 
     arguments = build["arguments"]
+    check_reach({"architecture": build["entry"], **arguments})
     cfg = {**arguments.get("pretrained_cfg", {}), **location}
     kwargs = dict(arguments.get("model_args", {}))
     if "num_classes" in arguments:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from revsurgeon.errors import SourceError
+from revsurgeon.sources.reach import check_reach
 from revsurgeon.sources.source import Build
 from revsurgeon.sources.suggestions import did_you_mean
 
@@ -31,6 +32,9 @@ _TASKS = (
     "CTC",
     "PreTraining",
 )
+_MALFORMED = (TypeError, ValueError, LookupError, AttributeError, RecursionError)
+"""What config classes raise over settings that make no sense."""
+
 _CLASSIFICATION = (
     "ImageClassification",
     "VideoClassification",
@@ -97,7 +101,7 @@ def class_and_config(build: Build, settings: Mapping[str, Any], trust_remote_cod
     # Early configs name no type, but the class knows which config it takes.
     model_type = settings.get("model_type")
     config_class = model_class.config_class if model_type is None else config_class_of(model_type)
-    return model_class, _config_object(config_class, settings)
+    return model_class, _config_object(config_class, settings, trust_remote_code)
 
 
 def _remote_class_and_config(
@@ -117,7 +121,7 @@ def _remote_class_and_config(
         )
     except (OSError, KeyError, ImportError, AttributeError) as error:
         raise SourceError(f"the code of {name!r} cannot be loaded.", where=str(error)) from error
-    return model_class, _config_object(config_class, settings)
+    return model_class, _config_object(config_class, settings, trust_remote_code)
 
 
 def _remote_class(reference: str, code: str) -> Any:
@@ -133,7 +137,8 @@ def _remote_class(reference: str, code: str) -> Any:
 
 def _remote_classes(config: Mapping[str, Any]) -> dict[str, str]:
     """Return what a config says of classes in its own repository: class name to `module.Class`."""
-    references = (config.get("auto_map") or {}).values()
+    auto_map = config.get("auto_map")
+    references = auto_map.values() if isinstance(auto_map, Mapping) else ()
     flat = [item for entry in references for item in (entry if isinstance(entry, list) else [entry])]
     return {item.rpartition(".")[2]: item for item in flat if isinstance(item, str)}
 
@@ -173,13 +178,14 @@ def config_class_of(model_type: Any) -> Any:
         ) from None
 
 
-def _config_object(config_class: Any, settings: Mapping[str, Any]) -> Any:
+def _config_object(config_class: Any, settings: Mapping[str, Any], trust_remote_code: bool) -> Any:
     from huggingface_hub.errors import StrictDataclassError
 
+    check_reach(settings, trust_remote_code=trust_remote_code)
     try:
         return config_class.from_dict(copy.deepcopy(dict(settings)))
-    except (StrictDataclassError, TypeError, ValueError, AttributeError, KeyError) as error:
-        reason = str(error) or repr(error)
+    except (StrictDataclassError, *_MALFORMED) as error:
+        reason = (str(error) or repr(error))[:2000]
         raise SourceError("config.json is not a config that transformers accepts.", where=reason) from None
 
 
