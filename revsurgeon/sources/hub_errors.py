@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from revsurgeon.errors import HubError, SourceError
+from revsurgeon.sources.hub_answers import check_answers
 from revsurgeon.sources.suggestions import close_names
 
 _SEARCHES = 3
@@ -23,6 +24,7 @@ def hub_errors(repo_id: str, revision: str | None, token: str | bool | None, wha
     """
     from huggingface_hub import errors
 
+    check_answers()
     try:
         yield
     except errors.GatedRepoError as error:
@@ -51,6 +53,8 @@ def hub_errors(repo_id: str, revision: str | None, token: str | bool | None, wha
         if error.errno is not None and error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT):
             raise  # the disk: full, read-only, ...
         raise _broken(repo_id, what, error) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # the client read it, and stumbled
+        raise _nonsense(repo_id, what, error) from None
 
 
 def _gated(repo_id: str, error: Exception) -> HubError:
@@ -120,6 +124,18 @@ def _broken(repo_id: str, what: str, error: BaseException) -> HubError:
         where=f"{constants.ENDPOINT}\n{type(error).__name__}: {reason}",
         hint="Check the network, and HF_ENDPOINT if you set it, then run the command again; "
         f"nothing half fetched is used.{alone}",
+    )
+
+
+def _nonsense(repo_id: str, what: str, error: Exception) -> HubError:
+    from huggingface_hub import constants
+
+    reason = next(iter(str(error).strip().splitlines()), "")
+    return HubError(
+        f"the Hub's answer makes no sense, while fetching {what} of {repo_id!r}.",
+        where=f"{constants.ENDPOINT}\n{type(error).__name__}: {reason[:300]}",
+        hint="The page of a wireless network or of a proxy may have come in its place: open the address in a "
+        "browser. Check HF_ENDPOINT if you set it.",
     )
 
 

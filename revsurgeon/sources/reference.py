@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +72,11 @@ def _parse(spec: str) -> Reference:
         raise SourceError("the source is empty or not one line of text.", hint=_FORMS)
     if spec == "demo":
         return Reference("demo", "demo")
-    if (scheme := _SCHEME.fullmatch(spec)) and not Path(spec).exists():
+    if (scheme := _SCHEME.fullmatch(spec)) and not os.path.exists(spec):
         return _parse_scheme(spec, scheme[1], scheme[2])
-    path = Path(spec).expanduser()
-    if path.exists():
-        return Reference("local", str(path))
+    path = os.path.expanduser(spec)
+    if os.path.exists(path):  # Path.exists raises over names that are too long
+        return Reference("local", str(Path(path)))
     if spec.startswith(("/", "./", "../", "~")) or spec.endswith(WEIGHT_SUFFIXES) or "\\" in spec:
         raise SourceError(
             f"there is no file or directory {spec!r}.", hint="Check the path for a typing error."
