@@ -16,17 +16,20 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from revsurgeon.artifact.plain_json import MAX_BYTES, parse_json, render_json
 from revsurgeon.errors import ArtifactError
-from revsurgeon.recipes import Coefficients, Recipe
+from revsurgeon.recipes import SMALLEST_BETA, Coefficients, Recipe
 from revsurgeon.recipes.strict_yaml import YamlError, dump_yaml, parse_yaml
 
 FORMAT_VERSION: Literal[1] = 1
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+_MOST = 1_000_000  # of anything that is counted in a chain
 
 
 def _as_json(value: object) -> object:
@@ -57,18 +60,20 @@ class ChainRecord(BaseModel):
 
     name: str
     blocks: list[str] = Field(min_length=1, description="Module paths in call order; one may come twice.")
-    segments: list[Annotated[int, Field(ge=1)]] = Field(description="How many segments each block has.")
+    segments: list[Annotated[int, Field(ge=1, le=_MOST)]] = Field(
+        description="How many segments each block has."
+    )
     streams: list[str] = Field(description="The parameter of each block's forward that takes the stream.")
-    outputs: list[Annotated[int, Field(ge=0)]] = Field(
+    outputs: list[Annotated[int, Field(ge=0, le=_MOST)]] = Field(
         description="The stream's place among each block's flattened outputs."
     )
     grid_bits: Annotated[int, Field(ge=0, le=48)] = Field(
         default=20, description="Grid points per unit in exact arithmetic, as a power of two."
     )
-    anchors: Annotated[int, Field(ge=0)] = Field(
+    anchors: Annotated[int, Field(ge=0, le=_MOST)] = Field(
         default=0, description="In float arithmetic, streams are stored every so many segments (0: never)."
     )
-    chunks: Annotated[int, Field(ge=1)] = Field(
+    chunks: Annotated[int, Field(ge=1, le=1024)] = Field(
         default=1, description="Into how many pieces segments are cut whose pieces are independent."
     )
     merge: Literal["normalized", "last"] = Field(description="What becomes of the two streams at its end.")
@@ -95,13 +100,20 @@ class Manifest(BaseModel):
     config: str | None = Field(default=None, description="The text of the source's own config.json.")
     inputs: JsonObject = Field(description="Example inputs: shapes, dtypes and kinds.")
     recipe: Recipe
-    chains: list[ChainRecord]
+    chains: list[ChainRecord] = Field(min_length=1)
     coefficients: Coefficients = Field(description="The present ones; the recipe has the initial ones.")
     arithmetic: Literal["float", "exact"]
     schedule_state: JsonObject | None = None
     checks: JsonObject = Field(default={}, description="What was checked, by name.")
     files: list[str] = Field(default=[], description="The weight files, in order.")
     tensors: dict[str, TensorRecord] = {}
+
+    @field_validator("coefficients")
+    @classmethod
+    def _can_be_set(cls, point: Coefficients) -> Coefficients:
+        if 0 < point.beta < SMALLEST_BETA:
+            raise ValueError(f"beta is {point.beta!r}, neither 0 nor at least 2**-16")
+        return point
 
     def to_json(self) -> str:
         """One line of ASCII, the same for equal manifests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def load_recipe(name_or_path: str | Path | None, mode: str = "dr2") -> Recipe:
         presets = preset_names()
         if name_or_path in presets:
             return _validated(preset_text(name_or_path), f"recipes/{name_or_path}.yaml")
-        if not Path(name_or_path).is_file():
+        if not os.path.isfile(name_or_path):
             near = get_close_matches(name_or_path, presets, n=1)
             guess = f"Did you mean {near[0]!r}? " if near else ""
             raise RecipeError(

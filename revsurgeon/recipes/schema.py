@@ -117,7 +117,10 @@ class Checks(BaseModel):
         "derived one: 0 in exact arithmetic, 0.1 and 0.01 in float.",
     )
     seeds: int | None = Field(
-        default=None, ge=1, description="How many random inputs; 2 unless said otherwise."
+        default=None,
+        ge=1,
+        le=1000,
+        description="How many random inputs, at most 1000; 2 unless said otherwise.",
     )
     skip: list[CheckName] = Field(default=[], description="Checks to leave out; the report says so.")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from revsurgeon.errors import UsageError
+from revsurgeon.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,8 @@ _FORM = (
     "Write NAME=SHAPE[:DTYPE], as in pixel_values=1x16x3x224x224 or ids=1x128:int64; the batch comes first."
 )
 _LARGEST = 2**40  # elements; far beyond any memory, and small enough for every index computation
+_LARGEST_RECORDED = 2**28  # elements of an input that a manifest may ask for: 1 GiB in float32
+_MOST_TOKENS = 2**24
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,19 @@ class Input:
     high: int = 2
     avoid: tuple[int, ...] = ()
 
+    def is_sound(self) -> bool:
+        """Whether every field is of its type and the tensor can be made; a record comes from a file."""
+        return (
+            bool(self.shape)
+            and all(type(size) is int and size > 0 for size in self.shape)
+            and math.prod(self.shape) <= _LARGEST_RECORDED
+            and self.dtype in _DTYPES
+            and self.kind in get_args(InputKind)
+            and type(self.high) is int
+            and 1 <= self.high <= _MOST_TOKENS
+            and all(type(index) is int and 0 <= index < _MOST_TOKENS for index in self.avoid)
+        )
+
     def example(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """Return a tensor (batch_size, *shape[1:]) on the CPU, drawn from `generator`."""
         import torch
@@ -49,7 +65,9 @@ class Input:
             return torch.ones(shape, dtype=dtype)
         if self.kind == "normal":
             return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype)
-        allowed = torch.tensor(sorted(set(range(self.high)) - set(self.avoid)) or [0])
+        allowed = torch.arange(self.high)
+        allowed = allowed[~torch.isin(allowed, torch.tensor(self.avoid, dtype=torch.int64))]
+        allowed = allowed if len(allowed) else torch.tensor([0])
         return allowed[torch.randint(len(allowed), shape, generator=generator)].to(dtype)
 
 
@@ -130,12 +148,27 @@ class InputSpec:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> InputSpec:
-        """Return what `to_dict` wrote."""
-        entries = {
-            name: Input(**{**entry, "shape": tuple(entry["shape"]), "avoid": tuple(entry.get("avoid", ()))})
-            for name, entry in record["entries"].items()
-        }
-        return cls(entries, tuple(record["parameters"]))
+        """Return what `to_dict` wrote.
+
+        Raises:
+            ArtifactError: a record of another form, or of inputs that no memory would hold.
+        """
+        try:
+            entries = {
+                name: Input(
+                    **{**entry, "shape": tuple(entry["shape"]), "avoid": tuple(entry.get("avoid", ()))}
+                )
+                for name, entry in record["entries"].items()
+            }
+            parameters = tuple(record["parameters"])
+        except (TypeError, KeyError, AttributeError, ValueError):
+            raise _bad_record(str(record)) from None
+        if not all(isinstance(name, str) for name in parameters):
+            raise _bad_record(f"parameters: {parameters}")
+        for name, entry in entries.items():
+            if not entry.is_sound():
+                raise _bad_record(f"{name}: {entry}")
+        return cls(entries, parameters)
 
     @classmethod
     def of_examples(cls, examples: Any, parameters: tuple[str, ...] = ()) -> InputSpec:
@@ -226,6 +259,14 @@ def _like(tensor: torch.Tensor) -> Input:
     kind = _kind_of(dtype)
     high = int(tensor.max()) + 1 if kind == "tokens" and tensor.numel() and not tensor.is_meta else 2
     return Input(tuple(tensor.shape), dtype, kind, high=max(high, 1))
+
+
+def _bad_record(where: str) -> ArtifactError:
+    return ArtifactError(
+        "the manifest does not say what its network takes.",
+        where=f"inputs: {where[:200]}",
+        hint="Give example inputs: --input NAME=SHAPE[:DTYPE]; or convert the source again.",
+    )
 
 
 def _described(value: object) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from revsurgeon.artifact import ChainRecord, Manifest, TensorRecord
 from revsurgeon.errors import ArtifactError
-from revsurgeon.recipes import Coefficients, load_recipe
+from revsurgeon.recipes import SMALLEST_BETA, Coefficients, load_recipe
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 values = st.recursive(
@@ -40,8 +40,8 @@ manifests = st.builds(
     config=st.none() | texts | st.just('{\n  "a": 1,\n\n  "b": "x"\n}\n'),
     inputs=objects,
     recipe=st.sampled_from([load_recipe("re2"), load_recipe("dr2-paper")]),
-    chains=st.lists(chains, max_size=2),
-    coefficients=st.builds(Coefficients, alpha=units, beta=units),
+    chains=st.lists(chains, min_size=1, max_size=2),
+    coefficients=st.builds(Coefficients, alpha=units, beta=st.just(0.0) | st.floats(SMALLEST_BETA, 1)),
     arithmetic=st.sampled_from(["float", "exact"]),
     schedule_state=st.none() | objects,
     checks=objects,
