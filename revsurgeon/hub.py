@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -41,7 +42,7 @@ def artifact_path(
         HubError: the Hub did not deliver.
     """
     path = Path(spec).expanduser()
-    if isinstance(spec, Path) or path.exists() or path.is_symlink():
+    if isinstance(spec, Path) or os.path.lexists(path):
         return path
     try:
         reference = parse_reference(spec)
@@ -124,7 +125,7 @@ def push(
             where=f"{path}: {', '.join(changed[:5])}",
             hint="Convert or save it once more. What is wrong with it: revsurgeon verify PATH",
         )
-    added = _added(directory, repo_id)
+    added = _added(directory, manifest.files, repo_id)
     api = HfApi(token=token, library_name="revsurgeon")
     progress(f"Uploading to {repo_id}")
     with hub_errors(repo_id, revision, token, "the repository"), _writing(repo_id):
@@ -168,15 +169,18 @@ def _writing(repo_id: str) -> Iterator[None]:
         raise
 
 
-def _added(directory: Path, repo_id: str) -> list[CommitOperationAdd]:
+def _added(directory: Path, weights: Sequence[str], repo_id: str) -> list[CommitOperationAdd]:
+    """The artifact's own files; a link out of it is refused, because what it leads to would be published."""
     from huggingface_hub import CommitOperationAdd
 
+    from revsurgeon.artifact.read import inside
+
     found = []
-    for file in sorted(file for pattern in PATTERNS for file in directory.glob(pattern)):
-        content: bytes | Path = file
-        if file.name == CARD:
-            content = _card_for(file.read_text(encoding="utf-8"), repo_id).encode()
-        found.append(CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=content))
+    for name in sorted({*weights, INDEX, MANIFEST, CONFIG, CARD}):
+        if (directory / name).exists() or (directory / name).is_symlink():
+            file = inside(directory, name)
+            content = _card_for(file, repo_id) if name == CARD else file
+            found.append(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content))
     return found
 
 
@@ -188,10 +192,14 @@ def _removed(there: Iterable[str], added: set[str]) -> list[CommitOperationDelet
     return [CommitOperationDelete(path_in_repo=name) for name in weights if name not in added]
 
 
-def _card_for(card: str, repo_id: str) -> str:
+def _card_for(file: Path, repo_id: str) -> bytes:
     """A model card whose line of loading names the repository."""
+    try:
+        card = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{file.name} is not UTF-8 text.", where=str(file)) from None
     start = card.find("revsurgeon.load(")
     end = card.find(")", start)
-    if start < 0 or end < 0:
-        return card  # somebody wrote another one
-    return f"{card[:start]}revsurgeon.load({repo_id!r}{card[end:]}"
+    if start >= 0 and end >= 0:  # else somebody wrote another one
+        card = f"{card[:start]}revsurgeon.load({repo_id!r}{card[end:]}"
+    return card.encode()

@@ -164,9 +164,9 @@ def _files_in(directory: Path) -> dict[Path, set[str] | None]:
     if whole.exists() and index.exists():
         raise ArtifactError(f"There is both a {WEIGHTS} and a {INDEX}.", where=str(directory), hint=_AGAIN)
     if index.exists():
-        return {_inside(directory, name): tensors for name, tensors in _index(index).items()}
+        return {inside(directory, name): tensors for name, tensors in _index(index).items()}
     if whole.exists() or whole.is_symlink():
-        return {_inside(directory, WEIGHTS): None}
+        return {inside(directory, WEIGHTS): None}
     raise ArtifactError(
         f"The directory is not an artifact: it has no {WEIGHTS}.",
         where=str(directory),
@@ -197,18 +197,22 @@ def _index(path: Path) -> dict[str, set[str]]:
     return dict(sorted(shards.items()))
 
 
-def _inside(directory: Path, name: str) -> Path:
-    """A file of the directory, that is really there or in the same repository of the Hub's cache."""
+def inside(directory: Path, name: str) -> Path:
+    """A file of the directory, that is really there or in the same repository of the Hub's cache.
+
+    Raises:
+        ArtifactError: it is not there, or a link to elsewhere.
+    """
     path = directory / name
     try:
         real, home = path.resolve(strict=True), directory.resolve()
     except (OSError, RuntimeError):
-        raise ArtifactError("A weight file is missing.", where=str(path), hint=_AGAIN) from None
+        raise ArtifactError(f"{name} is missing.", where=str(path), hint=_AGAIN) from None
     # The Hub's cache: models--ORG--NAME/snapshots/COMMIT/FILE is a link into models--ORG--NAME/blobs.
     cache = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
     if real.parent not in (home, cache):
         raise ArtifactError(
-            "A weight file is a link that leads out of the artifact.",
+            f"{name} is a link that leads out of the artifact.",
             where=f"{path} -> {real}",
             hint="Do not trust this artifact, or put the file itself there.",
         )
