@@ -108,9 +108,9 @@ class HubServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def running() -> Iterator[HubServer]:
-    """Run a server in the background; it is gone at the end, whatever its state."""
-    server = HubServer()
+def running(server: HubServer | None = None) -> Iterator[HubServer]:
+    """Run a server in the background, by itself or a given one; it is gone at the end, whatever its state."""
+    server = server or HubServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
