@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _KEY = "revsurgeon"
-_SHARD = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
+_SHARD = re.compile(r"[A-Za-z0-9][\w.-]{0,240}\.safetensors")
 _SLACK = 1 << 16
 _HELD_AT_ONCE = 64 << 20  # bytes of a file that stay mapped while its tensors are gone through
 _AGAIN = "Copy or download the artifact again, or convert the source again."

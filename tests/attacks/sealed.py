@@ -23,18 +23,14 @@ SECONDS = 60  # of the processor, on a machine that does other things too; most 
 MEMORY = 2 << 30  # bytes that may be asked for beyond what this process has
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_FORBIDDEN = (
+_EXECUTES = (
     *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"),
-    *("subprocess.Popen", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink"),
-    *("os.truncate", "os.chmod", "os.chown", "os.utime", "ctypes.dlopen", "pickle.find_class"),
-    *(
-        "socket.connect",
-        "socket.bind",
-        "socket.getaddrinfo",
-        "shutil.rmtree",
-        "shutil.move",
-        "shutil.copyfile",
-    ),
+    *("subprocess.Popen", "ctypes.dlopen", "pickle.find_class"),
+    *("socket.connect", "socket.bind", "socket.getaddrinfo"),
+)
+_CHANGES = (
+    *("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"),
+    *("os.chmod", "os.chown", "os.utime", "shutil.rmtree", "shutil.move", "shutil.copyfile"),
 )
 
 
@@ -80,27 +76,39 @@ def sealed(*bodies: Callable[[], Any], may_write_below: Path | None = None) -> l
     return [Outcome(*outcome) for outcome in json.loads(told)]
 
 
-def _inside(bodies: Iterable[Callable[[], Any]], may_write_below: Path | None) -> list[list[Any]]:
+def forbid(may_write_below: Path | None) -> list[str]:
+    """From now on, note what this process does that no reading of a file needs; the list that is filled.
+
+    There is no way to take an audit hook off again.
+    """
     forbidden: list[str] = []
     home = None if may_write_below is None else os.fspath(may_write_below.resolve())
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
-            told = os.fspath(path) if isinstance(path, str | os.PathLike) else str(path)
-            inside = home is not None and os.path.realpath(told).startswith(home)
-            if isinstance(flags, int) and flags & _WRITES and not inside and told != os.devnull:
-                forbidden.append(f"open {told!r} for writing")
-        elif event in _FORBIDDEN and home is None and arguments != (None,):  # ctypes on this process itself
+            if isinstance(flags, int) and flags & _WRITES:
+                told = os.fspath(path) if isinstance(path, str | os.PathLike) else str(path)
+                inside = home is not None and os.path.realpath(told).startswith(home)
+                if not inside and told != os.devnull:
+                    forbidden.append(f"open {told!r} for writing")
+        elif event in _EXECUTES and arguments == (None,):
+            pass  # ctypes on this process itself
+        elif event in _EXECUTES or (home is None and event in _CHANGES):
             forbidden.append(f"{event} {arguments!r}"[:300])
 
+    sys.addaudithook(hook)
+    return forbidden
+
+
+def _inside(bodies: Iterable[Callable[[], Any]], may_write_below: Path | None) -> list[list[Any]]:
     sys.dont_write_bytecode = True
     gc.freeze()
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     signal.alarm(2 * SECONDS)
-    sys.addaudithook(hook)
+    forbidden = forbid(may_write_below)
     outcomes: list[list[Any]] = []
     for body in bodies:
         forbidden.clear()
