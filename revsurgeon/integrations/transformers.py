@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from revsurgeon.artifact import read_manifest, read_tensors
 from revsurgeon.conversion import save
 from revsurgeon.errors import UsageError
 from revsurgeon.reversible.coefficients import get_coefficients
 from revsurgeon.reversible.schedule import CoefficientSchedule
+from revsurgeon.reversible.sharding import has_sharded_parts
 from revsurgeon.rewiring.wrappers import unwrapped
 
 ARTIFACT = "revsurgeon"
@@ -29,7 +32,7 @@ class CoefficientCallback(TrainerCallback, ExportableState):
 
     Args:
         save_artifact: write an artifact, which `revsurgeon.load` takes, into each checkpoint and, at the end
-            of the training, into ``output_dir``.
+            of the training, into ``output_dir``. A training that is resumed takes its weights from there.
         schedule: keyword arguments for `CoefficientSchedule` in place of the recipe's: start, end, ...
 
     Example:
@@ -58,6 +61,7 @@ class CoefficientCallback(TrainerCallback, ExportableState):
             )
         if self.resumed is not None:
             self.schedule.load_state_dict(self.resumed)
+            _take_weights(network, Path(str(args.output_dir), f"checkpoint-{state.global_step}", ARTIFACT))
         if self.schedule.steps_done != state.global_step and self.resumed is None and state.global_step:
             raise UsageError(
                 f"the training goes on at step {state.global_step}, and the coefficients would begin anew.",
@@ -104,3 +108,14 @@ class CoefficientCallback(TrainerCallback, ExportableState):
             "args": {"save_artifact": self.save_artifact, "schedule": self.options},
             "attributes": {"resumed": done},
         }
+
+
+def _take_weights(network: nn.Module, artifact: Path) -> None:
+    """Put the weights of a checkpoint's artifact, if it has one, into a training that goes on from there.
+
+    The trainer has loaded its own file before. But that file holds the weights of some architectures
+    (VideoMAE, ViT, Swin, Dinov2) under their old names, and the trainer of transformers 5.23 then does not
+    find them: it warns, and goes on with the blocks as they were.
+    """
+    if artifact.is_dir() and not has_sharded_parts(network):
+        network.load_state_dict(read_tensors(artifact, read_manifest(artifact)))

@@ -1,0 +1,107 @@
+"""The code on a page of the documentation, and how it is run as it stands.
+
+``python`` blocks are run in order in one namespace, ``bash`` blocks line by line, all in one directory. A
+block under the comment ``<!-- not run: REASON -->`` is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from revsurgeon.cli.app import run as run_command
+
+ROOT = Path(__file__).parents[2]
+
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^\n]+?) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
+)
+_HEADING = re.compile(r"^## (.+)$", re.M)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Attributes:
+        page: where it is.
+        line: of the page, on which its code begins.
+        section: the heading above it; "" before the first one.
+        language: behind the fence.
+        code: its lines.
+        not_run: why it is left out.
+    """
+
+    page: Path
+    line: int
+    section: str
+    language: str
+    code: str
+    not_run: str | None
+
+    @property
+    def commands(self) -> list[str]:
+        """The command lines of a shell block, each in one piece and without comments."""
+        whole = self.code.replace("\\\n", " ").splitlines()
+        return [line for line in whole if shlex.split(line, comments=True)]
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    """The blocks of a page in these languages, in order."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for match in _BLOCK.finditer(text):
+        headings = _HEADING.findall(text[: match.start()])
+        line = text.count("\n", 0, match.start("code")) + 1
+        section = headings[-1] if headings else ""
+        parts = match["language"], match["code"], match["reason"]
+        found.append(Block(page, line, section, *parts))
+    return [block for block in found if block.language in languages]
+
+
+def run_page(page: Path, folder: Path) -> dict[str, Any]:
+    """Run what is on a page, all of it, in a directory; the namespace of its Python code."""
+    return run_blocks(blocks(page, "python", "bash"), folder)
+
+
+def run_blocks(
+    some: Iterable[Block], folder: Path, namespace: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run blocks in a directory and in one namespace, which is returned."""
+    space = {} if namespace is None else namespace
+    with chdir(folder):
+        for block in some:
+            if block.not_run is None and block.language == "python":
+                # Empty lines in front, so that a traceback names the page's own line.
+                code = "\n" * (block.line - 1) + block.code
+                exec(compile(code, str(block.page), "exec", dont_inherit=True), space)
+            elif block.not_run is None:
+                for line in block.commands:
+                    run_line(line, folder)
+    return space
+
+
+def run_line(line: str, folder: Path) -> None:
+    """Run one line of a shell; `revsurgeon` in this process, for speed.
+
+    Raises:
+        AssertionError: it did not end with exit code 0.
+    """
+    program, *arguments = shlex.split(line, comments=True)
+    if program == "revsurgeon" and not {"|", "&&", ">"} & set(arguments):
+        assert run_command(arguments) == 0, line
+        return
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-ec", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
