@@ -10,6 +10,7 @@ from torch import nn
 
 from revsurgeon.checks.report import Measurement
 from revsurgeon.checks.thresholds import REPEAT_FACTOR
+from revsurgeon.checks.unwritten import unwritten_memory_filled
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.coefficients import some_chains
 from revsurgeon.rewiring.measure import same_bits
@@ -104,7 +105,7 @@ def compared(
             the place. If not, it is the one that is off most.
     """
     if not pair.error() <= tolerance:
-        noise = [_disturbed(network, repeat, pair.expected).settled() for _ in range(REPEATS)]
+        noise = list(_repeated(network, repeat, pair.expected))
         restless = {name for again in noise for name in again.wrong(0.0)}
         yield from _restless(pair, noise, sorted(restless), what)
         pair = pair.only(set(pair.names) - restless)
@@ -118,22 +119,16 @@ def compared(
 
 def unstable(network: nn.Module, repeat: Callable[[], Tensors]) -> set[str]:
     """The names that two equal runs do not agree on at all, by more than `NOT_REPEATED_AT_ALL`."""
-    expected = repeat()
-    noise = [_disturbed(network, repeat, expected).settled() for _ in range(REPEATS)]
+    noise = _repeated(network, repeat, repeat())
     return {name for again in noise for name in again.wrong(NOT_REPEATED_AT_ALL)}
 
 
-def _disturbed(network: nn.Module, repeat: Callable[[], Tensors], expected: Tensors) -> Pair:
-    """A repetition in memory that holds NaN.
-
-    Some kernels read memory that nothing was written to (weight gradients of bfloat16 3d convolutions on the
-    CPU, torch 2.15). They repeat as long as the allocator hands out the same memory.
-    """
-    for parameter in network.parameters():
-        if parameter.is_floating_point():
-            junk = [torch.full_like(parameter, math.nan) for _ in range(4)]
-            del junk
-    return Pair(repeat(), expected)
+def _repeated(network: nn.Module, repeat: Callable[[], Tensors], expected: Tensors) -> Iterator[Pair]:
+    """Equal runs beside the first one, in memory that holds other things each time."""
+    for number in range(REPEATS):
+        with unwritten_memory_filled(network, number):
+            again = repeat()
+        yield Pair(again, expected).settled()
 
 
 def _restless(pair: Pair, noise: list[Pair], names: list[str], what: str) -> Iterator[Measurement | str]:
