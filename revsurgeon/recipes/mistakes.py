@@ -57,9 +57,11 @@ def _mistake(details: ErrorDetails, document: Document, file: str) -> Mistake:
         path = (path[0], *path[2:])  # pydantic's name for the form of it, which is no key
     if context.get("key"):
         path = (*path, context["key"])
+    line = document.line(path)
+    path = tuple(part if isinstance(part, int) else _short(part) for part in path)
     key = ".".join(map(str, path))
     what, hint = _words(details, context, path)
-    place = f"{file}:{document.line(path)}" + (f" {key}" if key else "")
+    place = f"{file}:{line}" + (f" {key}" if key else "")
     return Mistake(place, what, hint[0].upper() + hint[1:])
 
 
@@ -122,5 +124,8 @@ def _keys(path: Path) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    return _short(repr(value))
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."

@@ -151,10 +151,10 @@ def _build(loader: _Loader, max_depth: int, max_values: int) -> Document:
         if isinstance(parent, dict) and keys[-1] is None:
             if not isinstance(value, str):
                 raise YamlError(
-                    f"the key {value!r} is not text", line, "put keys that are not words in quotes."
+                    f"the key {_short(value)} is not text", line, "put keys that are not words in quotes."
                 )
             if value in parent:
-                raise YamlError(f"the key {value!r} stands there twice", line, "remove one of the two.")
+                raise YamlError(f"the key {_short(value)} stands there twice", line, "remove one of the two.")
             keys[-1] = value
             lines[(*path, value)] = line
             continue
@@ -181,10 +181,17 @@ def _build(loader: _Loader, max_depth: int, max_values: int) -> Document:
     return Document(root, lines)
 
 
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _value(loader: _Loader, event: yaml.NodeEvent, line: int) -> Any:
     tag = getattr(event, "tag", None)
     if tag not in (None, "!"):
-        raise YamlError(f"the tag {tag!r} is not allowed", line, "remove the tag; only plain data is read.")
+        raise YamlError(
+            f"the tag {_short(tag)} is not allowed", line, "remove the tag; only plain data is read."
+        )
     if isinstance(event, yaml.MappingStartEvent):
         return {}
     if isinstance(event, yaml.SequenceStartEvent):
