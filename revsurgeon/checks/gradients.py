@@ -81,7 +81,7 @@ def _against_stored(subject: Subject, kind: _Kind) -> Found:
         network,
         Pair(reversible.gradients, expected.gradients),
         f"relative error of the gradients at {kind.words}",
-        subject.gradient_tolerance,
+        subject.gradient_tolerance(kind.autocast),
         lambda: stored().gradients,
     )
     if kind.training:
@@ -135,7 +135,7 @@ def _judged(subject: Subject, arguments: Arguments, truth: Tensors, where: str) 
     if not subject.exact:  # else the stored ones are the same bits, which was measured above
         with stored_activations(network):
             stored = Pair(step(network, arguments).gradients, truth).settled()
-        allowed = {"stored": (stored, 0.0), "reversible": (reversible, subject.gradient_tolerance)}
+        allowed = {"stored": (stored, 0.0), "reversible": (reversible, subject.gradient_tolerance())}
     limit = thresholds.reference(plain.error(), subject.dtype)
     if not all(pair.error() <= limit + more < 1 for pair, more in allowed.values()):
         # A second look: are there kernels that do not repeat, and was the one plain run a lucky one?

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from revsurgeon.checks import thresholds
+from revsurgeon.checks.shared import shared_uses
 from revsurgeon.recipes import Checks
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.coefficients import get_coefficients, some_chains
@@ -122,10 +123,16 @@ class Subject:
         found = main_dtype(dict(self.network.named_parameters()))
         return torch.float32 if found is None else getattr(torch, found)
 
-    @property
-    def gradient_tolerance(self) -> float:
-        """The relative error that gradients may have."""
-        return self._tolerance(thresholds.float_gradients(self.dtype))
+    def gradient_tolerance(self, autocast: torch.dtype | None = None) -> float:
+        """The relative error that gradients may have; under autocast, sums may be in its type."""
+        tolerance = self._tolerance(thresholds.float_gradients(self.dtype))
+        if self.options.rtol is not None:
+            return tolerance
+        return max(tolerance, thresholds.reordered(self._shared_uses, autocast or self.dtype))
+
+    @cached_property
+    def _shared_uses(self) -> int:
+        return shared_uses(self.network, self.draw(BATCH_SIZES[0], 0))
 
     @property
     def recovery_tolerance(self) -> float:

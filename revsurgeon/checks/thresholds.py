@@ -48,6 +48,15 @@ GRID_LIMIT = 1e-4
 The grid that a conversion chooses (2**-29 of the largest value, or finer) stays below 1e-6.
 """
 
+
+def reordered(uses: int, dtype: torch.dtype) -> float:
+    """What a gradient may be off by whose terms are added in another order; 0 for two terms.
+
+    Each of ``uses - 1`` additions rounds by half an eps, in both orders.
+    """
+    return (uses - 1) * torch.finfo(dtype).eps if uses > 2 else 0.0
+
+
 ORDER_BAND = 0.1
 """How far the measured order of convergence for beta -> 0 may be from 1.
 

@@ -63,7 +63,7 @@ def run(subject: Subject) -> Found:
                 for name, parameter in trainable.items():
                     parameter.copy_(start[name])
 
-    tolerance = GROWTH * subject.gradient_tolerance
+    tolerance = GROWTH * subject.gradient_tolerance()
     pair = Pair(trained(stored=False), trained(stored=True))
     if not pair.error() <= tolerance:
         # What a kernel makes of memory that nobody wrote would spread to every weight with the next step.
