@@ -10,31 +10,28 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import revsurgeon
 from revsurgeon.cli.app import run as run_in_process
+from tests.docs.pages import blocks, run_blocks, run_line
 from tests.models import residual_stack, seeded
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(revsurgeon.__file__).parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = ROOT / "README.md"
+README = PAGE.read_text(encoding="utf-8")
 RESULTS = ROOT / "benchmarks" / "results"
 SET_UP = ("pip install . && revsurgeon convert demo --mode dr2", 'pip install ".[test]" && pytest')
 ON_THE_HUB = " facebook/"
 COLUMNS = ("stored", "checkpoint", "reversible, float, beta 0.7", "reversible, exact, beta 0.1")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
-
-
 def commands() -> list[str]:
     """The lines of all bash blocks; of the set-up lines, what follows the installation."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for block in blocks(PAGE, "bash") for line in block.commands]
     return [line.removeprefix("pip install . && ") for line in lines if line != SET_UP[1]]
 
 
@@ -47,28 +44,13 @@ def run_offline(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run_here(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    """Run a line in this process, for speed, in the working directory; exit code and standard error."""
-    program, *arguments = shlex.split(line)
-    assert program == "revsurgeon"
-    target = None
-    if ">" in arguments:
-        *arguments, _, target = arguments
-    capsys.readouterr()
-    code = run_in_process(arguments)
-    captured = capsys.readouterr()
-    if target is not None:
-        Path(target).write_text(captured.out, encoding="utf-8")
-    return code, captured.err
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
 def test_the_set_up_is_two_lines():
-    assert blocks("bash")[:2] == [f"{line}\n" for line in SET_UP]
+    assert [block.code for block in blocks(PAGE, "bash")[:2]] == [f"{line}\n" for line in SET_UP]
 
 
 @pytest.fixture
@@ -81,13 +63,10 @@ def _few_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_few_threads")
-def test_every_command_of_the_readme_works_one_after_the_other(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
+def test_every_command_of_the_readme_works_one_after_the_other(folder):
     for line in commands():
-        if ON_THE_HUB in line:
-            continue
-        code, errors = run_here(line, capsys)
-        assert code == 0, f"{line}\n{errors}"
+        if ON_THE_HUB not in line:
+            run_line(line, folder)
 
 
 def test_the_command_that_needs_the_hub_says_so_without_a_network(folder):
@@ -98,14 +77,12 @@ def test_the_command_that_needs_the_hub_says_so_without_a_network(folder):
 
 
 @pytest.mark.usefixtures("_few_threads")
-def test_the_python_examples_work_one_after_the_other(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    if not Path("demo-dr2").exists():
-        assert run_here(commands()[0], capsys)[0] == 0
-    namespace: dict[str, Any] = {}
-    examples = blocks("python")
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), namespace)
+def test_the_python_examples_work_one_after_the_other(folder, capsys):
+    if not (folder / "demo-dr2").exists():
+        run_line(commands()[0], folder)
+    capsys.readouterr()
+    examples = blocks(PAGE, "python")
+    run_blocks(examples, folder)
     assert len(examples) == 3
     assert (folder / "demo-finetuned" / "model.safetensors").exists()
     shown = capsys.readouterr().out.splitlines()
@@ -146,7 +123,7 @@ def test_the_readme_names_no_command_that_does_not_exist(capsys):
     capsys.readouterr()
     assert run_in_process(["--help"]) == 0
     known = set(re.findall(r"^  ([a-z]+)  ", capsys.readouterr().out, flags=re.MULTILINE))
-    code = "\n".join([*blocks("bash"), *re.findall(r"`([^`\n]+)`", README)])
+    code = "\n".join([*(block.code for block in blocks(PAGE, "bash")), *re.findall(r"`([^`\n]+)`", README)])
     named = set(re.findall(r"\brevsurgeon ([a-z]+)\b", code))
     assert named == {"convert", "verify", "errmap", "memory", "bench", "push", "inspect", "recipes", "demo"}
     assert named <= known

@@ -6,13 +6,14 @@ block under the comment ``<!-- not run: REASON -->`` is left out.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import chdir
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,29 @@ def run_line(line: str, folder: Path) -> None:
         AssertionError: it did not end with exit code 0.
     """
     program, *arguments = shlex.split(line, comments=True)
-    if program == "revsurgeon" and not {"|", "&&", ">"} & set(arguments):
-        assert run_command(arguments) == 0, line
+    if program != "revsurgeon" or {"|", "&&", ">>"} & set(arguments):
+        run_in_shell(line, folder)
         return
+    target = None
+    if ">" in arguments:
+        *arguments, _, target = arguments
+    errors = io.StringIO()
+    with chdir(folder), redirect_stderr(errors), redirect_stdout(io.StringIO()) as output:
+        code = run_command(arguments)
+    assert code == 0, f"{line}\n{errors.getvalue()}"
+    if target is not None:
+        (folder / target).write_text(output.getvalue(), encoding="utf-8")
+
+
+def run_in_shell(line: str, folder: Path, **environment: str) -> None:
+    """Run a line in a shell that finds this installation's programs.
+
+    Raises:
+        AssertionError: it did not end with exit code 0.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    settings = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
-        ["bash", "-ec", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-ec", line], cwd=folder, env=settings, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"

@@ -1,0 +1,78 @@
+"""The code on the pages of the documentation is run as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, blocks, run_page
+
+slow = pytest.mark.slow
+
+PAGES = [  # with several conversions each
+    pytest.param("docs/export.md", marks=slow),
+    pytest.param("docs/verify.md", marks=slow),
+    pytest.param("docs/errmap.md", marks=slow),
+    pytest.param("docs/memory.md", marks=slow),
+    pytest.param("docs/bench.md", marks=slow),
+]
+
+ELSEWHERE = {
+    "README.md": "tests/test_readme.py",
+    "docs/integrations.md": "tests/docs/test_integrations.py",
+    "docs/distributed.md": "tests/distributed/test_train_distributed.py",
+}
+"""Pages whose code is run by another test."""
+
+NOT_RUN = {
+    "docs/not-converted.md": "its commands have a placeholder for the network",
+    "docs/peers.md": "its commands take hours",
+    "docs/evidence.md": "its commands take hours",
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_works_from_top_to_bottom(page: str, tmp_path: Path) -> None:
+    run_page(ROOT / page, tmp_path)
+
+
+def test_every_page_with_code_is_run_by_some_test_or_says_why_not() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    with_code = {str(page.relative_to(ROOT)) for page in pages if blocks(page, "python", "bash", "console")}
+    listed = {str(parameter.values[0]) for parameter in PAGES}
+    assert with_code <= {*listed, *ELSEWHERE, *NOT_RUN}
+    assert all((ROOT / test).exists() for test in ELSEWHERE.values())
+
+
+def test_a_line_that_fails_fails_and_a_traceback_names_the_line_of_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n```python\nx = 1\n```\n\n```python\n\nassert x == 2\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError) as caught:
+        run_page(page, tmp_path)
+    assert (str(caught.traceback[-1].path), caught.traceback[-1].lineno + 1) == (str(page), 9)
+    page.write_text(
+        "```bash\nrevsurgeon inspect no-such-file.safetensors  # a comment\n```\n", encoding="utf-8"
+    )
+    with pytest.raises(AssertionError, match=r"no-such-file\.safetensors"):
+        run_page(page, tmp_path)
+    page.write_text("```bash\nfalse\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="false"):
+        run_page(page, tmp_path)
+
+
+def test_a_block_that_is_marked_is_left_out_and_its_reason_is_known(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    marked = "<!-- not run: it needs a GPU -->\n```python\nraise SystemError\n```\n"
+    page.write_text(f"{marked}\n```python\ndone = True\n```\n", encoding="utf-8")
+    assert run_page(page, tmp_path)["done"]
+    assert [block.not_run for block in blocks(page, "python")] == ["it needs a GPU", None]
+
+
+def test_output_can_be_written_to_a_file_as_in_a_shell(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\nrevsurgeon recipes show \\\n    re2 > own.yaml\ncat own.yaml\n```\n", encoding="utf-8"
+    )
+    run_page(page, tmp_path)
+    assert "mode: re2" in (tmp_path / "own.yaml").read_text(encoding="utf-8")
