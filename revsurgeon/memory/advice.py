@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from revsurgeon.memory.plan import Fit, Row
+from revsurgeon.memory.quantity import size
 
 WORTH = 0.9
 """A reversible way is worth its rewiring where it needs less than this share of what checkpointing needs."""
@@ -32,15 +33,13 @@ def advice(
     least = min(reversible, key=lambda row: row.peak)
     if least.peak >= WORTH * checkpoint.peak:
         return (
-            f"Plain checkpointing is enough here: it peaks at {_size(checkpoint.peak)}, and the least of the "
-            f"reversible ways at {_size(least.peak)}, because {_most(least)} are most of that. "
+            f"Plain checkpointing is enough here: it peaks at {size(checkpoint.peak)}, and the least of the "
+            f"reversible ways at {size(least.peak)}, because {_most(least)} are most of that. "
             f"{torch_call(blocks)}"
         )
+    stored = f" and stored activations need {size(full['stored'].peak)}" if "stored" in full else ""
     return (
-        f"{least.title} needs {_size(least.peak)} where checkpointing needs {_size(checkpoint.peak)} "
-        f"and stored activations need {_size(full['stored'].peak)}."
-        if "stored" in full
-        else f"{least.title} needs {_size(least.peak)} where checkpointing needs {_size(checkpoint.peak)}."
+        f"{least.title} needs {size(least.peak)} where checkpointing needs {size(checkpoint.peak)}{stored}."
     )
 
 
@@ -50,7 +49,7 @@ def _for_limit(
     largest = {f.strategy: f for f in fits if f.lora_rank is None and f.largest is not None}
     what = {"frames": "number of frames"}.get(vary, vary.replace("-", " "))
     if not largest:
-        return f"Nothing fits into {_size(limit)}, not even the smallest {what}."
+        return f"Nothing fits into {size(limit)}, not even the smallest {what}."
     fitting = [row for row in rows.values() if row.peak <= limit]
     best = max(largest.values(), key=lambda f: (f.largest or 0, -f.time_ratio))
     far = f"the largest {what} is {best.largest}, by {best.title} (x{best.time_ratio:.2f} the time)"
@@ -85,9 +84,3 @@ def _most(row: Row) -> str:
     if sum(states.values()) > row.peak / 2:
         return "parameters, gradients and optimizer states"
     return "what lies outside its chains, and what a segment needs while it is rebuilt,"
-
-
-def _size(number: int) -> str:
-    from revsurgeon.memory.quantity import size
-
-    return size(number)

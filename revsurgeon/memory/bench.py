@@ -13,9 +13,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from revsurgeon.errors import RevsurgeonError, UsageError
-from revsurgeon.memory.adapters import add_adapters
 from revsurgeon.memory.allocator import available
-from revsurgeon.memory.estimate import Planner
+from revsurgeon.memory.estimate import Planner, prepared
 from revsurgeon.memory.measure import Measured, measure
 from revsurgeon.memory.optimizers import check_optimizer
 from revsurgeon.memory.report import BenchReport, BenchRow
@@ -25,8 +24,6 @@ from revsurgeon.memory.step import StepOptions
 from revsurgeon.memory.strategies import STRATEGIES, Point, Strategy, chosen
 from revsurgeon.memory.subject import Subject, subject_of
 from revsurgeon.memory.surroundings import surroundings
-from revsurgeon.reversible.coefficients import chains, get_coefficients
-from revsurgeon.rewiring.start import UNMEASURED
 
 
 @dataclass(frozen=True)
@@ -117,16 +114,16 @@ def bench(
 def _at(plan: _Plan, sizes: Sizes, ways: Sequence[Strategy], say: Callable[[str], None]) -> list[BenchRow]:
     say("Loading the network" + _words(sizes))
     network, inputs = plan.subject.real_at(sizes)
-    if plan.lora_rank is not None:
-        add_adapters(network, [b for chain in chains(network) for b in chain.blocks], plan.lora_rank)
+    point = prepared(network, plan.lora_rank)
     network = network.to(plan.device)
     arguments = pytree.tree_map_only(torch.Tensor, lambda t: t.to(plan.device), inputs)
-    alpha, beta = get_coefficients(network)
-    point = Point(alpha, beta) if beta else Point(*UNMEASURED)
     shapes = plan.subject.shapes(sizes)
     batch = next(iter(shapes.values()))[0]
     varied = {
-        **{"batch": batch, "frames": sizes.frames, "image_size": sizes.image_size, "depth": sizes.depth},
+        "batch": batch,
+        "frames": sizes.frames,
+        "image_size": sizes.image_size,
+        "depth": sizes.depth,
         "inputs": {name: list(shape) for name, shape in shapes.items()},
     }
     rows = []

@@ -18,11 +18,12 @@ from revsurgeon.memory.optimizers import check_optimizer
 from revsurgeon.memory.plan import Fit, MemoryPlan, Row
 from revsurgeon.memory.simulation import QUANTUM, Prediction, Sharding, Simulator
 from revsurgeon.memory.sizes import Sizes, parse_bytes, present
-from revsurgeon.memory.step import Arguments, StepOptions
+from revsurgeon.memory.step import StepOptions
 from revsurgeon.memory.strategies import STRATEGIES, Point, Strategy, blocks_of, chosen
 from revsurgeon.memory.subject import Subject, subject_of
 from revsurgeon.recipes import Recipe
 from revsurgeon.reversible.coefficients import chains, get_coefficients
+from revsurgeon.rewiring.measure import Arguments
 from revsurgeon.rewiring.start import UNMEASURED
 
 NOTES = (
@@ -134,13 +135,15 @@ def estimate_memory(
             fits.append(planner.fit(STRATEGIES[row.strategy], row.lora_rank, sizes, vary, limit))
     point, blocks = planner.point(sizes), planner.blocks(sizes)
     settings = {
-        **{
-            "batch": sizes.batch or present(subject.spec, "batch"),
-            "frames": frames,
-            "image_size": image_size,
-        },
-        **{"amp": amp, "optimizer": optimizer, "accumulate": accumulate, "lora_rank": lora_rank},
-        **{"zero": zero, "world_size": world_size},
+        "batch": sizes.batch or present(subject.spec, "batch"),
+        "frames": frames,
+        "image_size": image_size,
+        "amp": amp,
+        "optimizer": optimizer,
+        "accumulate": accumulate,
+        "lora_rank": lora_rank,
+        "zero": zero,
+        "world_size": world_size,
     }
     return MemoryPlan(
         name=subject.name,
@@ -238,13 +241,18 @@ class Planner:
             if len(self._made) > 4:  # of a search over sizes, the first ones are not needed again
                 del self._made[list(self._made)[2]]
             network, _ = self.subject.at(sizes)
-            if rank is not None:
-                add_adapters(network, [b for chain in chains(network) for b in chain.blocks], rank)
-            alpha, beta = get_coefficients(network)
-            point = Point(alpha, beta) if beta else Point(*UNMEASURED)
+            point = prepared(network, rank)
             simulator = Simulator(network, self.optimizer, self.device, self.options, self.sharding, point)
             self._made[key] = simulator, ((), {})
         return self._made[key][0], self.subject.arguments(sizes)
+
+
+def prepared(network: nn.Module, rank: int | None) -> Point:
+    """Put adapters into a rewired network where they are wanted; the coefficients that count."""
+    if rank is not None:
+        add_adapters(network, [block for chain in chains(network) for block in chain.blocks], rank)
+    alpha, beta = get_coefficients(network)
+    return Point(alpha, beta) if beta else Point(*UNMEASURED)
 
 
 def _row(

@@ -26,7 +26,7 @@ Tag = tuple[int, int]
 """Where the place of an element is found: (dimension, step): its index there, divided by step."""
 
 
-class Mixed(Exception):  # noqa: N818  # no error: an answer
+class MixedError(Exception):
     """The places cannot be told apart any more."""
 
 
@@ -67,21 +67,24 @@ def _settling(rewired: RewiredForward, found: dict[Any, int | None]) -> Callable
 def _settle(
     segment: PlannedSegment, call: SegmentCall, x: torch.Tensor, alpha: float, found: dict[Any, int | None]
 ) -> None:
-    modules = call.uses()[1]
-    made_of = [(m, *m._forward_hooks, *m._forward_pre_hooks) for m in modules]
-    if made_of != segment._made_of:
-        segment._made_of, segment._dimensions = made_of, {}
-    # What looks alike is alike: the same code over modules of the same kinds and sizes.
-    alike = (segment.function.__code__, repr(modules), x.shape)
-    if alike not in found:
-        found[alike] = independent_dimension(call, x, alpha)
-    segment._dimensions[x.shape] = found[alike]
+    def find(whole: SegmentCall) -> int | None:
+        # What looks alike is alike: the same code over modules of the same kinds and sizes.
+        alike = (segment.function.__code__, repr(whole.uses()[1]), x.shape)
+        if alike not in found:
+            found[alike] = independent_dimension(whole, x, alpha)
+        return found[alike]
+
+    segment.dimension_of(call, x, find)
 
 
 def independent_dimension(call: SegmentCall, x: torch.Tensor, alpha: float) -> int | None:
-    """The first dimension of the stream, the batch being the last resort, whose places stay apart."""
-    if call.sides or any(isinstance(extra, torch.Tensor) for extra in call.extras):
-        return None
+    """The first dimension of the stream, the batch being the last resort, whose places stay apart.
+
+    Args:
+        call: a segment that reads and gives out nothing beside the stream.
+        x: what it is called with, fake.
+        alpha: coefficient of the original skip.
+    """
     with torch.no_grad(), untouched(call.block):
         for dimension in (*range(1, x.ndim), 0):
             size = x.shape[dimension]
@@ -94,7 +97,7 @@ def independent_dimension(call: SegmentCall, x: torch.Tensor, alpha: float) -> i
                     result = call.function(call.block, stream, alpha)
                 if places.tag_of(result) == (dimension, 1) and result.shape == x.shape:
                     return dimension
-            except (Mixed, RuntimeError, ValueError, IndexError):
+            except (MixedError, RuntimeError, ValueError, IndexError):
                 continue
     return None
 
@@ -122,7 +125,7 @@ class Places(TorchDispatchMode):
         name = func.overloadpacket.__name__
         random = torch.Tag.nondeterministic_seeded in func.tags
         if random and not (first.ndim > self.dimension and first.shape[self.dimension] == self.size):
-            raise Mixed  # one number for all places
+            raise MixedError  # one number for all places
         tag: Tag | None = None
         if random and name in _DRAWS:
             tag = (self.dimension, 1)
@@ -140,10 +143,10 @@ class Places(TorchDispatchMode):
             return self._pointwise(tensors, out)
         rule = _RULES.get(name)
         if rule is None:
-            raise Mixed
+            raise MixedError
         tag = rule(self, args, kwargs, out)
         if tag is None:
-            raise Mixed
+            raise MixedError
         return tag
 
     def _pointwise(self, tensors: list[torch.Tensor], out: torch.Tensor) -> Tag:
@@ -153,12 +156,12 @@ class Places(TorchDispatchMode):
             if tag is not None:
                 found.add((tag[0] + out.ndim - tensor.ndim, tag[1]))
         if len(found) != 1:
-            raise Mixed
+            raise MixedError
         (tag,) = found
         for tensor in tensors:
             at = tag[0] - (out.ndim - tensor.ndim)
             if self.tag_of(tensor) is None and at >= 0 and tensor.shape[at] != 1:
-                raise Mixed  # a value for each place, which pieces would take from the wrong one
+                raise MixedError  # a value for each place, which pieces would take from the wrong one
         return tag
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from revsurgeon.memory.allocator import watching
 from revsurgeon.memory.optimizers import make_optimizer, state_tensors
 from revsurgeon.memory.skeleton import constants
-from revsurgeon.memory.step import Arguments, StepOptions, loss, training_step
-from revsurgeon.memory.strategies import Point, Strategy, training_by
+from revsurgeon.memory.step import StepOptions, loss, training_step
+from revsurgeon.memory.strategies import STRATEGIES, Point, Strategy, training_by
 from revsurgeon.reversible.coefficients import stored_activations
+from revsurgeon.rewiring.measure import Arguments, tensors_of
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def measure(
     device = next(network.parameters()).device
     network.train()
     trained = [p for p in network.parameters() if p.requires_grad]
+    error = _gradient_error(network, strategy, point, trained, arguments, options, device)
     with training_by(network, strategy, point):
-        error = _gradient_error(network, strategy, trained, arguments, options, device)
         stepper = make_optimizer(optimizer, trained, device.type)
 
         def step() -> None:
@@ -82,7 +82,12 @@ def measure(
 
         for _ in range(max(warm_up, 1)):
             step()
-        tensors = [*network.parameters(), *constants(network), *_tensors(arguments), *state_tensors(stepper)]
+        tensors = [
+            *network.parameters(),
+            *constants(network),
+            *tensors_of(arguments),
+            *state_tensors(stepper),
+        ]
         storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
         states = sum(storages.values())
         with watching(device) as forward, options.autocast(device.type):
@@ -111,6 +116,7 @@ def _timed(step: Callable[[], None], device: torch.device) -> float:
 def _gradient_error(
     network: nn.Module,
     strategy: Strategy,
+    point: Point,
     trained: list[nn.Parameter],
     arguments: Arguments,
     options: StepOptions,
@@ -120,42 +126,21 @@ def _gradient_error(
     if strategy.name == "stored":
         return 0.0
 
-    def gradients(inside: AbstractContextManager[Any]) -> list[torch.Tensor]:
+    def gradients(way: Strategy, inside: AbstractContextManager[Any]) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        with inside:
+        with training_by(network, way, point), inside:
             with options.autocast(device.type):
                 value = loss(network(*arguments[0], **arguments[1]))
             found = torch.autograd.grad(value, trained, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(trained, found, strict=True)]
 
+    own = gradients(strategy, nullcontext())
     if strategy.reversible:
-        own, expected = gradients(nullcontext()), gradients(stored_activations(network))
+        expected = gradients(strategy, stored_activations(network))
     else:
-        own, expected = gradients(nullcontext()), gradients(_without_checkpoints(network))
+        expected = gradients(STRATEGIES["stored"], nullcontext())
     difference = sum(
         float((a.double() - b.double()).square().sum()) for a, b in zip(own, expected, strict=True)
     )
     norm = sum(float(b.double().square().sum()) for b in expected)
     return float((difference / norm) ** 0.5) if norm else float(difference**0.5)
-
-
-class _without_checkpoints:  # noqa: N801  # a context manager, used as one
-    """Take the checkpoints off the blocks inside this context."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self._kept = [(m, m.__dict__["forward"]) for m in network.modules() if "forward" in m.__dict__]
-
-    def __enter__(self) -> None:
-        for module, forward in self._kept:
-            plain = getattr(forward, "args", (None,))[0]
-            module.__dict__.pop("forward")
-            if plain is not None and getattr(plain, "__self__", None) is not module:
-                module.__dict__["forward"] = plain
-
-    def __exit__(self, *_: object) -> None:
-        for module, forward in self._kept:
-            module.__dict__["forward"] = forward
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +14,10 @@ from revsurgeon.errors import RevsurgeonError, UnsupportedModelError
 from revsurgeon.memory.independence import set_dimensions
 from revsurgeon.memory.optimizers import make_optimizer, state_tensors
 from revsurgeon.memory.skeleton import constants, fake_inputs, no_memory, skeleton
-from revsurgeon.memory.step import Arguments, StepOptions, training_step
+from revsurgeon.memory.step import StepOptions, training_step
 from revsurgeon.memory.strategies import Point, Strategy, training_by
 from revsurgeon.memory.tracker import Peak, Tracker, Whereabouts
+from revsurgeon.rewiring.measure import Arguments, tensors_of
 from revsurgeon.rewiring.unrewired import replaced_forwards, rewired_forwards, stream_of
 
 QUANTUM = {"cuda": 512, "cpu": 1}
@@ -146,7 +148,7 @@ class Simulator:
     def _prepare(self, arguments: Arguments, strategy: Strategy) -> None:
         """Have the blocks cut for this kind of call, which makes tensors that a real step does not make."""
         assert self._copy is not None
-        kind = strategy.name == "chunked", tuple(t.shape for t in _tensors(arguments))
+        kind = strategy.name == "chunked", tuple(t.shape for t in tensors_of(arguments))
         if kind in self._prepared:
             return
         if strategy.name == "chunked":
@@ -167,7 +169,7 @@ class Simulator:
         with Whereabouts.of(network) as where:
             tracker = Tracker(shares=self.sharding.shares(), quantum=QUANTUM[self.device], where=where)
             tracker.adopt(network.parameters(), "parameters")
-            tracker.adopt(_tensors([arguments, constants(network)]), "inputs")
+            tracker.adopt(tensors_of([arguments, constants(network)]), "inputs")
             tracker.adopt(state_tensors(optimizer), "optimizer")
             states = sum(tracker.totals().values())
             kept = 0
@@ -186,29 +188,21 @@ class Simulator:
             )
 
 
-class _gradients_counted:  # noqa: N801  # a context manager, used as one
+@contextlib.contextmanager
+def _gradients_counted(network: nn.Module, tracker: Tracker) -> Iterator[None]:
     """Have every parameter's gradient counted as one."""
 
-    def __init__(self, network: nn.Module, tracker: Tracker) -> None:
-        def note(parameter: torch.Tensor) -> None:
-            if parameter.grad is not None:
-                tracker.adopt([parameter.grad], "gradients")
+    def note(parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            tracker.adopt([parameter.grad], "gradients")
 
-        trained = (p for p in network.parameters() if p.requires_grad)
-        self._handles = [p.register_post_accumulate_grad_hook(note) for p in trained]
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
+    trained = [p for p in network.parameters() if p.requires_grad]
+    handles = [p.register_post_accumulate_grad_hook(note) for p in trained]
+    try:
+        yield
+    finally:
+        for handle in handles:
             handle.remove()
-
-
-def _tensors(tree: Any) -> Sequence[torch.Tensor]:
-    from torch.utils import _pytree as pytree
-
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _cannot(network: nn.Module, error: Exception) -> UnsupportedModelError:
@@ -218,6 +212,3 @@ def _cannot(network: nn.Module, error: Exception) -> UnsupportedModelError:
         hint="Its size may be one that it does not take (--input), or its code needs the values of tensors. "
         "In that case measure it: revsurgeon bench.",
     )
-
-
-Simulate = Callable[[Strategy, Arguments], Prediction]

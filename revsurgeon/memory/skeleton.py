@@ -79,11 +79,12 @@ def no_memory(fake: FakeTensorMode | None = None) -> Iterator[FakeTensorMode]:
         yield fake
 
 
-def skeleton(network: nn.Module) -> nn.Module:
-    """A copy of a network whose parameters, buffers and other tensors are fake. Call it within `no_memory`.
+def skeleton(network: nn.Module, device: str = "cpu") -> nn.Module:
+    """A copy of a network without its weights: fake ones, if it is called within `no_memory`.
 
     Args:
         network: with weights or on the meta device; left as it is. Tied parameters stay tied.
+        device: of the copy; on "meta" it has no memory anywhere.
     """
     memo: dict[int, Any] = {}
     for module in network.modules():
@@ -93,7 +94,7 @@ def skeleton(network: nn.Module) -> nn.Module:
             *(v for v in vars(module).values() if isinstance(v, torch.Tensor)),
         ):
             if tensor is not None and id(tensor) not in memo:
-                memo[id(tensor)] = fake_like(tensor)
+                memo[id(tensor)] = empty_like(tensor, device)
     return copy.deepcopy(network, memo)
 
 
@@ -107,9 +108,9 @@ def constants(network: nn.Module) -> list[torch.Tensor]:
     ]
 
 
-def fake_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A fake tensor on the CPU of the same shape, strides and dtype."""
-    found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+def empty_like(tensor: torch.Tensor, device: str = "cpu") -> torch.Tensor:
+    """A tensor or parameter of the same shape, strides and dtype."""
+    found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(found, requires_grad=tensor.requires_grad)
     return found
@@ -117,4 +118,4 @@ def fake_like(tensor: torch.Tensor) -> torch.Tensor:
 
 def fake_inputs(arguments: Any) -> Any:
     """Arguments of a forward with fake tensors in place of theirs."""
-    return pytree.tree_map_only(torch.Tensor, fake_like, arguments)
+    return pytree.tree_map_only(torch.Tensor, empty_like, arguments)

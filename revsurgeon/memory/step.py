@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from revsurgeon.errors import UsageError
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+from revsurgeon.rewiring.measure import Arguments, tensors_of
 
 AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -80,11 +78,7 @@ def training_step(
 
 def loss(output: Any) -> torch.Tensor:
     """The sum of squares of everything in an output that has a gradient."""
-    found = [
-        leaf
-        for leaf in pytree.tree_leaves(output)
-        if isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None
-    ]
+    found = [tensor for tensor in tensors_of(output) if tensor.grad_fn is not None]
     if not found:
         raise UsageError("nothing that the network returns depends on a parameter that is trained.")
     total: torch.Tensor = sum((leaf.float().square().sum() for leaf in found), start=torch.zeros(()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,11 @@ from revsurgeon.conversion import load, origin_of, set_as_recorded, spec_of
 from revsurgeon.errormap.subject import is_artifact
 from revsurgeon.errors import UnsupportedModelError, UsageError
 from revsurgeon.memory.sizes import Sizes, present, rebuilt, resized
-from revsurgeon.memory.step import Arguments
+from revsurgeon.memory.skeleton import skeleton
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.coefficients import chains
 from revsurgeon.rewiring import rewire_with_checks
+from revsurgeon.rewiring.measure import Arguments
 from revsurgeon.rewiring.rewire import attach
 from revsurgeon.rewiring.unrewired import unrewired
 from revsurgeon.sources import build_architecture, resolve
@@ -233,8 +233,8 @@ def _of_model(
         type(model).__name__,
         spec,
         None,
-        lambda: on_meta(model),
-        lambda build: on_meta(model),
+        lambda: skeleton(model, "meta"),
+        lambda build: skeleton(model, "meta"),
         None,
         None,
         rewire,
@@ -251,21 +251,3 @@ def with_random_weights(network: nn.Module) -> nn.Module:
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
     return network
-
-
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of a network on the meta device, made without copying its weights."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for store in (module._parameters, module._buffers, vars(module)):
-            for tensor in store.values():
-                if isinstance(tensor, torch.Tensor) and id(tensor) not in memo:
-                    memo[id(tensor)] = _meta_like(tensor)
-    return copy.deepcopy(model, memo)
-
-
-def _meta_like(tensor: torch.Tensor) -> torch.Tensor:
-    found = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(found, requires_grad=tensor.requires_grad)
-    return found

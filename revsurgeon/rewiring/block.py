@@ -62,14 +62,26 @@ class PlannedSegment:
 
     def cut(self, call: SegmentCall, x: torch.Tensor, alpha: float, count: int) -> None:
         """Have a call run in `count` pieces, if that is the same as running it whole."""
+        dimension = self.dimension_of(call, x, lambda whole: independent_dimension(whole, x, alpha))
+        call.chunks = None if dimension is None else Chunks(dimension, count)
+
+    def dimension_of(
+        self, call: SegmentCall, x: torch.Tensor, find: Callable[[SegmentCall], int | None]
+    ) -> int | None:
+        """Along which dimension of the stream a call may be cut, found once for its shape and modules.
+
+        Args:
+            call: one that reads or gives out something beside the stream is never cut.
+            x: the stream.
+            find: gives the dimension of a call that is not compiled.
+        """
         made_of = [(m, *m._forward_hooks, *m._forward_pre_hooks) for m in call.uses()[1]]
         if made_of != self._made_of:  # other layers may mix what these kept apart
             self._made_of, self._dimensions = made_of, {}
         if x.shape not in self._dimensions:
-            whole = replace(call, function=self.function)
-            self._dimensions[x.shape] = independent_dimension(whole, x, alpha)
-        dimension = self._dimensions[x.shape]
-        call.chunks = None if dimension is None else Chunks(dimension, count)
+            cannot = call.extras or call.sides
+            self._dimensions[x.shape] = None if cannot else find(replace(call, function=self.function))
+        return self._dimensions[x.shape]
 
     def _compile(self, options: dict[str, Any]) -> Callable[..., torch.Tensor]:
         if self._compiled is None or self._compiled[0] != options:

@@ -21,15 +21,13 @@ def independent_dimension(call: SegmentCall, x: torch.Tensor, alpha: float) -> i
     """The first dimension of the stream, the batch being the last resort, whose places are independent.
 
     Args:
-        call: a segment; one that reads or gives out something beside the stream is never cut.
+        call: a segment that reads and gives out nothing beside the stream.
         x: what it is called with, of the stream's shape.
         alpha: coefficient of the original skip.
 
     Returns:
         The dimension, or None if the segment has to be run whole.
     """
-    if call.extras or call.sides:
-        return None
     devices = [x.device.index or 0] if x.is_cuda else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices), untouched(call.block):
         for dimension in (*range(1, x.ndim), 0):

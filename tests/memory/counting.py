@@ -10,10 +10,9 @@ from torch import nn
 from revsurgeon.anatomy.probe import as_arguments
 from revsurgeon.memory.optimizers import make_optimizer, state_tensors
 from revsurgeon.memory.simulation import Sharding, Simulator
-from revsurgeon.memory.skeleton import constants
+from revsurgeon.memory.skeleton import constants, skeleton
 from revsurgeon.memory.step import StepOptions, training_step
 from revsurgeon.memory.strategies import STRATEGIES, Point, training_by
-from revsurgeon.memory.subject import on_meta
 from revsurgeon.memory.tracker import Tracker
 from revsurgeon.recipes import load_recipe
 from revsurgeon.rewiring import rewire_with_checks
@@ -29,7 +28,7 @@ def rewired(network: nn.Module, inputs: Any) -> nn.Module:
 def predicted(network: nn.Module, inputs: Any, way: str, optimizer: str = "sgd", amp: str = "none") -> Any:
     """What is simulated for a rewired network that is planned for the CPU."""
     options = StepOptions(amp=amp)
-    simulator = Simulator(on_meta(network), optimizer, "cpu", options, Sharding(), POINT)
+    simulator = Simulator(skeleton(network, "meta"), optimizer, "cpu", options, Sharding(), POINT)
     return simulator.predict(STRATEGIES[way], as_arguments(inputs))
 
 

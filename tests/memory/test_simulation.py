@@ -14,9 +14,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from revsurgeon.anatomy.probe import as_arguments
 from revsurgeon.errors import UnsupportedModelError
 from revsurgeon.memory.simulation import Sharding, Simulator
+from revsurgeon.memory.skeleton import skeleton
 from revsurgeon.memory.step import StepOptions
 from revsurgeon.memory.strategies import STRATEGIES, training_by
-from revsurgeon.memory.subject import on_meta
 from revsurgeon.memory.tracker import Tracker
 from revsurgeon.rewiring.unrewired import rewired_forwards
 from tests.memory.counting import POINT, counted, predicted, rewired
@@ -117,7 +117,7 @@ def test_what_has_been_given_back_is_not_counted() -> None:
 def test_segments_are_cut_where_a_real_run_cuts_them(name: str) -> None:
     network, inputs = seeded(NETWORKS[name])
     rewired(network, inputs)
-    simulator = Simulator(on_meta(network), "sgd", "cpu", StepOptions(), Sharding(), POINT)
+    simulator = Simulator(skeleton(network, "meta"), "sgd", "cpu", StepOptions(), Sharding(), POINT)
     simulator.predict(STRATEGIES["chunked"], as_arguments(inputs))
     with training_by(network.train(), STRATEGIES["chunked"], POINT):
         network(*inputs)
