@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from revsurgeon.errors import RevsurgeonError, UsageError
-from revsurgeon.reversible.chain import Chain
+from revsurgeon.reversible.arithmetic import ExactArithmetic
+from revsurgeon.reversible.chain import SMALLEST_BETA, Chain
 from revsurgeon.reversible.coefficients import get_coefficients, some_chains
 from revsurgeon.rewiring.measure import Arguments, at_coefficients, called, in_mode, tensors_of
 
@@ -41,6 +42,9 @@ def for_inference(
     found = some_chains(model)
     options = [(chain.chunks, chain.compile_options) for chain in found]
     point = (now[0] if alpha is None else alpha, now[1] if beta is None else beta)
+    if arithmetic == "float" and found[0].arithmetic == "exact" and SMALLEST_BETA <= point[1] <= 1:
+        # Exact arithmetic applies a multiple of 2**-16; the float program shall compute with the same beta.
+        point = (point[0], ExactArithmetic(point[1]).beta)
     try:
         for chain in found:
             chain.chunks, chain.compile_options = 1, None

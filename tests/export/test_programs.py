@@ -124,6 +124,17 @@ def test_the_rounding_to_the_grid_is_in_the_program(tmp_path: Path) -> None:
     assert difference.difference([found], [exact]) > 100 * floating.tolerance
 
 
+def test_a_float_program_of_an_exact_network_differs_by_rounding_alone(tmp_path: Path) -> None:
+    """It has the beta that exact arithmetic applies, a multiple of 2**-16, which .05 is not."""
+    network, inputs = stack("exact")
+    rs.set_coefficients(network, 0.95, 0.05)
+    made = rs.export(network, output=tmp_path / "a.pt2", example_inputs=inputs, arithmetic="float")
+    assert made.beta == 3277 / 2**16
+    found, exact = run(made.path, (inputs, {})), outputs(network, (inputs, {}))
+    # Up to 64 times the largest magnitude seen fits the grid, which so is finer than float32 resolves.
+    assert 0 < difference.difference(found, exact) <= made.tolerance
+
+
 def test_coefficients_can_be_chosen_and_the_network_keeps_its_own(tmp_path: Path) -> None:
     network, inputs = stack("exact")
     network.train()
