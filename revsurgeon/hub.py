@@ -54,21 +54,38 @@ def artifact_path(
             where=spec,
             hint="Give a converted network's directory or .safetensors file, or its Hub id ORG/NAME.",
         )
-    from huggingface_hub import snapshot_download
-
     from revsurgeon.sources.hub_errors import hub_errors
 
     progress(f"Fetching {spec} from the Hub")
     with hub_errors(reference.name, reference.revision, token, "the artifact"):
+        return _fetched(reference.name, reference.revision, token, cache_dir)
+
+
+def _fetched(
+    repo_id: str, revision: str | None, token: str | bool | None, cache_dir: str | Path | None
+) -> Path:
+    """The artifact of a repository in the download cache.
+
+    Where the Hub does not list the files, its client takes the part of them that the cache has for all.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    from revsurgeon.artifact.read import weight_files
+
+    def fetch() -> Path:
         return Path(
             snapshot_download(
-                reference.name,
-                revision=reference.revision,
-                token=token,
-                cache_dir=cache_dir,
-                allow_patterns=PATTERNS,
+                repo_id, revision=revision, token=token, cache_dir=cache_dir, allow_patterns=PATTERNS
             )
         )
+
+    path = fetch()
+    try:
+        weight_files(path)
+    except ArtifactError:
+        HfApi(token=token).repo_info(repo_id, revision=revision)  # says why there was no list
+        return fetch()
+    return path
 
 
 def push(

@@ -37,7 +37,7 @@ def read_manifest(path: Path | str) -> Manifest:
         ArtifactError: there is no artifact, it is malformed, or its manifest.yaml says something else.
     """
     path = Path(path)
-    file = next(iter(_weight_files(path)))
+    file = next(iter(weight_files(path)))
     manifest = _manifest_in(read_header(file), file)
     if path.is_dir():
         _agrees_with_yaml(manifest, path / MANIFEST)
@@ -104,7 +104,7 @@ def locate_tensors(path: Path | str, manifest: Manifest) -> dict[str, Path]:
 
 def _checked_files(path: Path, manifest: Manifest) -> dict[Path, list[str]]:
     """The weight files with their tensors, once their headers, the index and the manifest agree."""
-    files = _weight_files(path)
+    files = weight_files(path)
     headers = {file: read_header(file) for file in files}
     _agree(headers, files, manifest, path)
     return {file: list(header.tensors) for file, header in headers.items()}
@@ -137,8 +137,12 @@ def _changed(tensors: Mapping[str, torch.Tensor], records: Mapping[str, TensorRe
             yield name
 
 
-def _weight_files(path: Path) -> dict[Path, set[str] | None]:
-    """The weight files and, where there is an index, the tensors that it says are in each."""
+def weight_files(path: Path) -> dict[Path, set[str] | None]:
+    """The weight files of an artifact and, where there is an index, the tensors that it says are in each.
+
+    Raises:
+        ArtifactError: they are not all there, or lie elsewhere.
+    """
     real = path.resolve()
     if is_leftover(real) or is_leftover(real.parent):
         raise ArtifactError(

@@ -47,6 +47,9 @@ class _Handler(hub_server._Handler):
     def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
         self.server.asked += 1
         lie, changed = self.server.lie, dict(headers)
+        if self.server.failures > 0:
+            self.server.failures -= 1
+            return super()._send(503, b"", {})
         weights = self.path.startswith("/storage/") or self.path.endswith(".safetensors")
         file = weights or "/resolve/" in self.path
         api = self.path.startswith("/api/")
@@ -125,6 +128,7 @@ class HostileHub(hub_server.HubServer):
         super().__init__()
         self.RequestHandlerClass = _Handler  # type: ignore[assignment]
         self.lie: str | None = None
+        self.failures = 0  # how many of the next requests are answered with 503
         self.asked = 0
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import revsurgeon as rs
 from revsurgeon.cli.app import run
+from revsurgeon.sources import resolve
 from tests import hub_server
 from tests.attacks import hostile_hub
 from tests.attacks.hostile_hub import LIES, LIES_IN_LISTS, HostileHub
@@ -65,6 +66,25 @@ def test_a_lie_ends_in_words_and_writes_nothing_elsewhere(
     assert error.value.hint
     assert files(tmp_path) == []
     assert hub.asked < 200
+
+
+def test_a_hub_that_fails_some_times_and_then_works_is_asked_again(hub: HostileHub, demo: Path) -> None:
+    """How often is up to its client: several times for a file, once for a list of files."""
+    hub.add("org/demo", demo)
+    hub.failures = 3
+    assert resolve("org/demo").provenance.commit
+    hub.failures = 1
+    assert rs.chains(rs.load("org/demo"))
+    assert hub.failures == 0
+
+
+def test_part_of_an_artifact_in_the_cache_is_not_taken_for_all_of_it(hub: HostileHub, demo: Path) -> None:
+    """The Hub's client returns what the cache has where it gets no list of files."""
+    hub.add("org/demo", demo)
+    assert resolve("org/demo").provenance.commit  # fetches config.json alone
+    hub.failures = 1000
+    with pytest.raises(rs.HubError, match="failure of its own"):
+        rs.load("org/demo")
 
 
 def test_the_command_line_has_the_exit_code_of_the_hub(hub: HostileHub, demo: Path, tmp_path: Path) -> None:
