@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,20 @@ class WeightFiles:
         root: the directory that names are relative to.
         files: the files with tensors, in order.
         index: the file that says which tensor lies where, for a sharded checkpoint.
+        found: what the files were when they were found, so that a change meanwhile is noticed.
     """
 
     root: Path
     files: tuple[Path, ...]
     index: Path | None = None
+    found: tuple[tuple[int, ...], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "found", self._now())
+
+    def _now(self) -> tuple[tuple[int, ...], ...]:
+        states = (file.stat() for file in self.files)
+        return tuple((state.st_ino, state.st_size, state.st_mtime_ns) for state in states)
 
     @property
     def pickled(self) -> bool:
@@ -42,9 +51,20 @@ class WeightFiles:
         return any(file.suffix != ".safetensors" for file in self.files)
 
     def hashes(self) -> dict[str, str]:
-        """Return the sha256 of every file, by its name inside the directory."""
+        """Return the sha256 of every file, by its name inside the directory.
+
+        Raises:
+            SourceError: they are no longer the files that were found, so the tensors may be of others.
+        """
         files = [*self.files, *([self.index] if self.index else [])]
-        return {file.relative_to(self.root).as_posix(): sha256(file) for file in files}
+        hashes = {file.relative_to(self.root).as_posix(): sha256(file) for file in files}
+        if self._now() != self.found:
+            raise SourceError(
+                "the weights were changed while they were read.",
+                where="\n".join(map(str, self.files[:10])),
+                hint="Run the command again when nothing writes to them.",
+            )
+        return hashes
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all tensors by name; they are pages of the files, not copies.
