@@ -66,6 +66,27 @@ def killed_before_call(number: int, body: Callable[[], object]) -> int:
     Returns:
         -SIGKILL, or 0 where the body made no more than `number` calls.
     """
+
+    def before(made: int) -> None:
+        if made == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return exit_code(fork(lambda: _counting(before, body)))
+
+
+def made_calls(body: Callable[[], object]) -> int:
+    """Run something in a copy of this process; how many of the `CALLS` it made."""
+    reader, writer = os.pipe()
+    child = fork(lambda: os.write(writer, str(_counting(lambda made: None, body)).encode()))
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        told = file.read()
+    assert exit_code(child) == 0
+    return int(told)
+
+
+def _counting(before: Callable[[int], object], body: Callable[[], object]) -> int:
+    """Run something, and call `before` with the number of each of its `CALLS`; how many there were."""
     made = 0
 
     def count(frame: Any, event: str, function: Any) -> None:
@@ -74,12 +95,10 @@ def killed_before_call(number: int, body: Callable[[], object]) -> int:
             return
         if isinstance(getattr(function, "__self__", None), (io.StringIO, io.BytesIO)):
             return
-        if made == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        before(made)
         made += 1
 
-    def counted() -> None:
-        sys.setprofile(count)
-        body()
-
-    return exit_code(fork(counted))
+    sys.setprofile(count)
+    body()
+    sys.setprofile(None)
+    return made

@@ -257,9 +257,9 @@ def little_room(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def file_size_limit() -> Iterator[None]:
+def file_size_limit(limit: int = 1 << 20) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         yield
     finally:
