@@ -15,6 +15,7 @@ from revsurgeon.cli import options
 from revsurgeon.cli.options import examples
 from revsurgeon.cli.output import Output
 from revsurgeon.errors import UsageError
+from revsurgeon.files import check_target, write_text
 
 if TYPE_CHECKING:
     from revsurgeon.memory.report import BenchReport
@@ -35,15 +36,7 @@ _LIST = "A number, or several as in 1,2,4."
 
 
 def bench(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH|SOURCE",
-            show_default=False,
-            help="A converted network: its directory or its .safetensors file. Or any source that convert "
-            "takes (timm:NAME, demo, ...), which is rewired in memory.",
-        ),
-    ],
+    source: options.Network,
     batch: Annotated[str | None, typer.Option(metavar="N", help=f"Samples of one forward. {_LIST}")] = None,
     frames: Annotated[str | None, typer.Option(metavar="N", help=f"Frames of a clip. {_LIST}")] = None,
     image_size: Annotated[str | None, typer.Option(metavar="N", help=f"Height and width. {_LIST}")] = None,
@@ -52,23 +45,13 @@ def bench(
         typer.Option(metavar="N", help=f"Number of blocks, for networks built with one. {_LIST}"),
     ] = None,
     inputs: options.Inputs = None,
-    amp: Annotated[
-        str, typer.Option(metavar="DTYPE", help="Autocast while the network runs: bf16, fp16 or none.")
-    ] = "none",
+    amp: options.Amp = "none",
     optimizer: Annotated[str, typer.Option(metavar="NAME", help="adamw or sgd (with momentum).")] = "adamw",
-    accumulate: Annotated[
-        int, typer.Option(metavar="N", help="Forward and backward passes before the optimizer's step.")
-    ] = 1,
+    accumulate: options.Accumulate = 1,
     lora_rank: Annotated[
         int | None, typer.Option(metavar="R", help="Freeze all weights but adapters of this rank (LoRA).")
     ] = None,
-    strategy: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Only this way to train: stored, checkpoint, float, exact, chunked or re2. Repeatable.",
-        ),
-    ] = None,
+    strategy: options.Strategy = None,
     steps: Annotated[int, typer.Option(metavar="N", help="Timed steps of a row, behind two others.")] = 5,
     device: Annotated[
         str | None, typer.Option(metavar="KIND", help="cuda or cpu. Default: cuda where there is one.")
@@ -78,9 +61,7 @@ def bench(
     random_weights: options.RandomWeights = False,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    allow_python: Annotated[
-        bool, typer.Option("--allow-python", help="Call the Python factory that a converted network names.")
-    ] = False,
+    allow_python: options.AllowPython = False,
     compare: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Show the change against an earlier result.")
     ] = None,
@@ -94,6 +75,7 @@ def bench(
             help="Draw a .png, .svg or .pdf: memory against what varies, and time against memory.",
         ),
     ] = None,
+    force: options.ReplaceFile = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -110,6 +92,7 @@ def bench(
             from revsurgeon.memory.report import read_report
 
             earlier = read_report(compare)
+        check_target(output, force=force)
         if plot is not None:
             from revsurgeon.errormap.pictures import check_picture
 
@@ -140,7 +123,7 @@ def bench(
         )
         document = found.to_dict()
         if output is not None:
-            output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+            write_text(output, json.dumps(document, indent=2) + "\n")
         if plot is not None:
             from revsurgeon.memory.bench_plot import draw
 

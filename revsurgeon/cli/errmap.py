@@ -11,7 +11,7 @@ from revsurgeon.cli import options
 from revsurgeon.cli.options import examples
 from revsurgeon.cli.output import Output
 from revsurgeon.cli.progress import progress_bar
-from revsurgeon.errors import UsageError
+from revsurgeon.files import check_target, write_text
 
 if TYPE_CHECKING:
     from revsurgeon.errormap import ErrorMap
@@ -76,9 +76,7 @@ def errmap(
     random_weights: options.RandomWeights = False,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    allow_python: Annotated[
-        bool, typer.Option("--allow-python", help="Call the Python factory that a converted network names.")
-    ] = False,
+    allow_python: options.AllowPython = False,
     jobs: Annotated[
         int, typer.Option(min=1, metavar="N", help="Processes to measure in, one thread each.")
     ] = 1,
@@ -102,7 +100,7 @@ def errmap(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the map in PATH.json, which was stopped.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: options.ReplaceFile = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -118,8 +116,7 @@ def errmap(
 
         make_axes(grid, alpha, beta)  # what is wrong with them is told before torch is imported
         stem, picture = _files(source, output, plot)
-        if write_recipe is not None:
-            _check_recipe(write_recipe, force=force)
+        check_target(write_recipe, force=force)
         out.step("Starting torch")
         import revsurgeon as rs
 
@@ -163,7 +160,7 @@ def errmap(
         found.plot(picture, metric=shown, chain=chain)
         files = {"json": f"{stem}.json", "csv": f"{stem}.csv", "plot": str(picture)}
         if write_recipe is not None:
-            write_recipe.write_text(_recipe_text(found), encoding="utf-8")
+            write_text(write_recipe, _recipe_text(found))
             files["recipe"] = str(write_recipe)
         out.result(
             {"files": files, **found.to_dict()},
@@ -200,17 +197,8 @@ def _files(source: str, output: Path | None, plot: Path | None) -> tuple[Path, P
     stem = output.with_suffix("") if suffix in _SUFFIXES else output
     picture = plot or (output if suffix in _SUFFIXES[2:] else stem.with_name(f"{stem.name}.png"))
     check_picture(picture)
-    for path in (stem, picture):
-        if not path.parent.is_dir():
-            raise UsageError("the directory to write into is not there.", where=str(path.parent))
+    check_target(stem.with_name(f"{stem.name}.json"))
     return stem, picture
-
-
-def _check_recipe(path: Path, *, force: bool) -> None:
-    if not path.parent.is_dir():
-        raise UsageError("the directory to write the recipe into is not there.", where=str(path.parent))
-    if path.exists() and not force:
-        raise UsageError("the recipe's file is there already.", where=str(path), hint="Replace it: --force")
 
 
 def _recipe_text(found: ErrorMap) -> str:

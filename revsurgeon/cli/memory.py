@@ -42,15 +42,11 @@ def memory(
         int | None, typer.Option(metavar="N", help="Height and width of an image or of a clip's frames.")
     ] = None,
     inputs: options.Inputs = None,
-    amp: Annotated[
-        str, typer.Option(metavar="DTYPE", help="Autocast while the network runs: bf16, fp16 or none.")
-    ] = "none",
+    amp: options.Amp = "none",
     optimizer: Annotated[
         str, typer.Option(metavar="NAME", help="adamw, sgd (with momentum) or adam8bit.")
     ] = "adamw",
-    accumulate: Annotated[
-        int, typer.Option(metavar="N", help="Forward and backward passes before the optimizer's step.")
-    ] = 1,
+    accumulate: options.Accumulate = 1,
     zero: Annotated[
         int,
         typer.Option(
@@ -65,13 +61,7 @@ def memory(
         int | None,
         typer.Option(metavar="R", help="Also with all weights frozen but adapters of this rank (LoRA)."),
     ] = None,
-    strategy: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Only this way to train: stored, checkpoint, float, exact, chunked or re2. Repeatable.",
-        ),
-    ] = None,
+    strategy: options.Strategy = None,
     fit: Annotated[
         str | None,
         typer.Option(
@@ -88,9 +78,7 @@ def memory(
     revision: options.Revision = None,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    allow_python: Annotated[
-        bool, typer.Option("--allow-python", help="Call the Python factory that a converted network names.")
-    ] = False,
+    allow_python: options.AllowPython = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw stacked bars: a .png, .svg or .pdf file.")
     ] = None,

@@ -128,6 +128,35 @@ Dtype = Annotated[
 MaxShardSize = Annotated[
     str, typer.Option(metavar="SIZE", help="Split the weights into files of at most this size.")
 ]
+AllowPython = Annotated[
+    bool,
+    typer.Option(
+        "--allow-python", help="Call the factory of user code that the artifact's network comes from."
+    ),
+]
+Network = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH|SOURCE",
+        show_default=False,
+        help="A converted network: its directory or its .safetensors file. Or any source that convert "
+        "takes (timm:NAME, demo, ...), which is rewired in memory.",
+    ),
+]
+Amp = Annotated[
+    str, typer.Option(metavar="DTYPE", help="Autocast while the network runs: bf16, fp16 or none.")
+]
+Accumulate = Annotated[
+    int, typer.Option(metavar="N", help="Forward and backward passes before the optimizer's step.")
+]
+Strategy = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Only this way to train: stored, checkpoint, float, exact, chunked or re2. Repeatable.",
+    ),
+]
+ReplaceFile = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output directory if it exists.")]
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Skip the check that the rewired network equals the source.")

@@ -11,6 +11,7 @@ from revsurgeon.checks import CHECKS
 from revsurgeon.cli import options
 from revsurgeon.cli.options import examples
 from revsurgeon.cli.output import Output
+from revsurgeon.files import check_target, write_text
 
 if TYPE_CHECKING:
     from revsurgeon.checks import Report
@@ -87,12 +88,7 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help="Also write the report as Markdown, for a pull-request comment."),
     ] = None,
-    allow_python: Annotated[
-        bool,
-        typer.Option(
-            "--allow-python", help="Call the factory of user code that the artifact's network comes from."
-        ),
-    ] = False,
+    allow_python: options.AllowPython = False,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
@@ -106,6 +102,8 @@ def verify(
     """
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
         _check(only, stamp, path)
+        for file in (junit, markdown):
+            check_target(file)
         out.step("Starting torch")
         from revsurgeon.checks import verify as run_checks
 
@@ -157,4 +155,4 @@ def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
 
     for file, render in ((junit, formats.junit), (markdown, formats.markdown)):
         if file is not None:
-            file.write_text(render(report), encoding="utf-8")
+            write_text(file, render(report))

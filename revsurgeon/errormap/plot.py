@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from revsurgeon.errormap.error_map import ErrorMap
 from revsurgeon.errormap.growth import FINE, GARBAGE
-from revsurgeon.errormap.pictures import check_picture
+from revsurgeon.errormap.pictures import check_picture, save
 from revsurgeon.errormap.short import short_number
 from revsurgeon.errormap.ways import DASHES, draw_legend, draw_ways
 
@@ -49,12 +49,8 @@ def draw(found: ErrorMap, path: Path, *, metric: str = "relative", chain: str | 
     """
     check_picture(path)
     found.check(metric, found.arithmetics[0], chain)
-    # Neither date nor version in the file: the same map gives the same bytes.
-    clean = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with settings():
-        figure = figure_of(found, metric, chain)
-        figure.savefig(path, dpi=140, metadata=clean[path.suffix.lower()])
-    return path
+        return save(figure_of(found, metric, chain), path)
 
 
 def settings() -> AbstractContextManager[None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from revsurgeon.errormap.comparison import METRICS
 from revsurgeon.errormap.error_map import ErrorMap
 from revsurgeon.errormap.point import Point
 from revsurgeon.errors import UsageError
+from revsurgeon.files import write_text
 
 COLUMNS = ("alpha", "beta", "drift", "bits", "exact_bytes", "arithmetic", "chain", *METRICS, "anchors_every")
 _LARGEST_FILE = 2**28
@@ -51,8 +51,8 @@ def write_results(found: ErrorMap, stem: Path) -> None:
     Raises:
         OSError: the files cannot be written.
     """
-    _replace(_named(stem, ".json"), json.dumps(found.to_dict(), indent=1) + "\n")
-    _replace(_named(stem, ".csv"), _csv(found))
+    write_text(_named(stem, ".json"), json.dumps(found.to_dict(), indent=1) + "\n")
+    write_text(_named(stem, ".csv"), _csv(found))
 
 
 def read_results(stem: Path) -> ErrorMap | None:
@@ -156,16 +156,6 @@ def _csv(found: ErrorMap) -> str:
         if place in found.grid:
             writer.writerows(rows(found.grid[place]))
     return file.getvalue()
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is never seen half written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _named(stem: Path, suffix: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revsurgeon.errormap.pictures import check_picture
+from revsurgeon.errormap.pictures import check_picture, save
 from revsurgeon.memory.report import BenchReport
 
 if TYPE_CHECKING:
@@ -36,14 +36,8 @@ def draw(report: BenchReport, path: Path) -> Path:
     import matplotlib
 
     chosen: Any = {"font.size": 9, "svg.hashsalt": "revsurgeon"}
-    clean: dict[str, Any] = {
-        ".png": {"Software": None},
-        ".svg": {"Date": None},
-        ".pdf": {"CreationDate": None},
-    }
     with matplotlib.rc_context(chosen):
-        figure_of(report).savefig(path, dpi=140, metadata=clean[path.suffix.lower()])
-    return path
+        return save(figure_of(report), path)
 
 
 def varied(report: BenchReport) -> str | None:

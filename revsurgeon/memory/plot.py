@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revsurgeon.errormap.pictures import check_picture
+from revsurgeon.errormap.pictures import check_picture, save
 from revsurgeon.memory.plan import MemoryPlan, Row
 from revsurgeon.memory.quantity import size
 
@@ -41,15 +41,9 @@ def draw(plan: MemoryPlan, path: Path) -> Path:
     check_picture(path)
     import matplotlib
 
-    clean: dict[str, Any] = {
-        ".png": {"Software": None},
-        ".svg": {"Date": None},
-        ".pdf": {"CreationDate": None},
-    }
     chosen: Any = {"font.size": 9, "svg.hashsalt": "revsurgeon", "hatch.linewidth": 0.5}
     with matplotlib.rc_context(chosen):
-        figure_of(plan).savefig(path, dpi=140, metadata=clean[path.suffix.lower()])
-    return path
+        return save(figure_of(plan), path)
 
 
 def figure_of(plan: MemoryPlan) -> Figure:

@@ -63,3 +63,21 @@ def test_what_makes_no_sense_is_a_clear_error(revsurgeon: Run, options: tuple[st
     result = revsurgeon("bench", "demo", "--device", "cpu", *options)
     assert result.code == 2
     assert words in result.err
+
+
+def test_a_result_that_is_there_is_kept_and_a_bad_place_is_told_before_anything_is_measured(
+    revsurgeon: Run,
+) -> None:
+    Path("before.json").write_text("mine", encoding="utf-8")
+    for option, path, words in (
+        ("--output", "before.json", "there already"),
+        ("--output", ".", "a directory is where"),
+        ("--output", "no/x.json", "is not there"),
+        ("--plot", "no/x.png", "is not there"),
+    ):
+        result = revsurgeon("bench", "demo", option, path)
+        assert result.code == 2
+        assert words in result.err
+        assert "Starting torch" not in result.err
+    assert Path("before.json").read_text(encoding="utf-8") == "mine"
+    assert [path.name for path in Path.cwd().iterdir()] == ["before.json"]

@@ -166,15 +166,15 @@ def test_a_network_that_cannot_travel_is_measured_in_this_process_only() -> None
 
 
 def test_what_exact_arithmetic_cannot_do_is_not_recommended() -> None:
+    calls = itertools.count()  # not on the module, where it would be seen and refused
+
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(8, 8)
-            self.calls = 0
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            self.calls += 1
-            return self.linear(x) * (1.0 + 1e-6 * (self.calls % 7))
+            return self.linear(x) * (1.0 + 1e-6 * (next(calls) % 7))
 
     network, inputs = seeded(lambda: residual_stack(depth=12))
     rs.rewire(network, example_inputs=inputs, recipe="dr2-hold")
