@@ -83,9 +83,9 @@ def one_run(task: str, arm: str, seed: int) -> dict[str, Any]:
 
 
 def _weights(task: str) -> dict[str, Any]:
-    from benchmarks.finetune.pretrained import backbone_weights
+    from benchmarks.finetune.pretrained import pretrained_weights
 
-    return backbone_weights(TASKS[task](None))
+    return pretrained_weights(TASKS[task](None))
 
 
 def one_thread() -> None:

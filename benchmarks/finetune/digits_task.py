@@ -30,6 +30,7 @@ class DigitsTask:
     name = "digits"
     metric = "accuracy"
     backbone: tuple[str, ...] = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+    pretrained = backbone
     text = (
         "a ViT (6 blocks, width 48, patches of 2 x 2) pretrained to classify digits turned by up to 45 "
         "degrees, finetuned with a new head under a shift: turned by 70 to 110 degrees"

@@ -19,8 +19,8 @@ from benchmarks.finetune.training import train
 SEED = 0
 
 
-def backbone_weights(task: Task, folder: Path | None = None) -> dict[str, Tensor]:
-    """The pretrained weights of a task's backbone, by parameter name.
+def pretrained_weights(task: Task, folder: Path | None = None) -> dict[str, Tensor]:
+    """The weights that finetuning takes from pretraining, by parameter name.
 
     Args:
         task: what to pretrain.
@@ -38,7 +38,7 @@ def backbone_weights(task: Task, folder: Path | None = None) -> dict[str, Tensor
     return load_file(path)
 
 
-def load_backbone(network: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
     """Put pretrained weights into a network whose other weights stay as they are."""
     _, unexpected = network.load_state_dict(weights, strict=False)
     if unexpected:
@@ -58,4 +58,4 @@ def _pretrain(task: Task) -> dict[str, Tensor]:
     )
     shown = ", ".join(f"{loss:.2f}" for loss in losses[:: max(1, len(losses) // 10)])
     print(f"{task.name}: pretraining loss {shown}", file=sys.stderr, flush=True)
-    return {n: t.contiguous() for n, t in network.state_dict().items() if n.startswith(task.backbone)}
+    return {n: t.contiguous() for n, t in network.state_dict().items() if n.startswith(task.pretrained)}

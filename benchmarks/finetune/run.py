@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import revsurgeon as rs
 from benchmarks.finetune.arms import Arm
-from benchmarks.finetune.pretrained import load_backbone
+from benchmarks.finetune.pretrained import load_weights
 from benchmarks.finetune.task import Batch, Task
 from benchmarks.finetune.training import DivergedError, train
 
@@ -25,7 +25,7 @@ def run(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor]) -> dict[str
         task: what for.
         arm: how.
         seed: of the head, of the choice of samples and of the batches; the same for all arms.
-        weights: the pretrained backbone.
+        weights: of pretraining.
 
     Returns:
         A row. Its status is "done", "diverged" (a loss or gradient that is not finite) or "failed" (the
@@ -48,7 +48,7 @@ def _figures(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor]) -> dic
     torch.manual_seed(seed)
     network = task.network()
     if arm.pretrained:
-        load_backbone(network, weights)
+        load_weights(network, weights)
     if arm.frozen:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(not name.startswith(task.backbone))

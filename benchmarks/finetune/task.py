@@ -45,13 +45,15 @@ class Task(Protocol):
         name: as the command line has it.
         text: what it is, for the page.
         metric: what `score` measures.
-        backbone: what the names of the pretrained parameters begin with.
+        backbone: what the names of the backbone's parameters begin with; the others are the head.
+        pretrained: what the names of those begin with that finetuning takes from pretraining.
     """
 
     name: str
     text: str
     metric: str
     backbone: tuple[str, ...]
+    pretrained: tuple[str, ...]
     settings: Settings
 
     def pretraining_network(self) -> nn.Module:
