@@ -42,7 +42,8 @@ def outputs(network: nn.Module, arguments: Arguments) -> list[torch.Tensor]:
 def run(path: Path, arguments: Arguments) -> list[torch.Tensor]:
     """What a file computes, read as its users read it."""
     if path.suffix == ".pt2":
-        return tensors_of(called(torch.export.load(path).module(), arguments))
+        with torch.no_grad():
+            return tensors_of(called(torch.export.load(path).module(), arguments))
     session = onnxruntime.InferenceSession(path)
     arrays = [tensor.numpy() for tensor in tensors_of(arguments)]
     names = [entry.name for entry in session.get_inputs()]
@@ -68,7 +69,7 @@ def check(network: nn.Module, inputs: Any, to: str, folder: Path) -> Export:
 @pytest.mark.parametrize(
     ("name", "to"),
     [
-        ("timm vit", "onnx"),
+        pytest.param("timm vit", "onnx", marks=slow),
         pytest.param("timm vit", "torch-export", marks=slow),
         pytest.param("timm swin", "torch-export", marks=slow),
         pytest.param("timm swin", "onnx", marks=slow),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 import revsurgeon as rs
-from tests.composition.agreement import stack
+from tests.composition.agreement import rewired, stack
 from tests.export.test_programs import outputs
 from tests.models import residual_stack, seeded
 
@@ -30,6 +31,19 @@ def test_the_unrewired_class_loads_the_weights_and_computes_what_the_network_doe
     # Both are computed in float64 from the same tensors; only the order of the sums differs.
     assert abs(made.drift - float(apart)) <= 1e-12 * float(apart)
     assert made.drift > 0
+
+
+@pytest.mark.slow
+def test_transformers_loads_the_weights_beside_the_config(tmp_path: Path) -> None:
+    from transformers import VideoMAEForVideoClassification
+
+    network, inputs = rewired("transformers videomae", "exact")
+    rs.export(network, "weights", output=tmp_path / "model.safetensors", example_inputs=inputs)
+    network.config.save_pretrained(tmp_path)
+    plain, report = VideoMAEForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    expected = network.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in plain.state_dict().items())
 
 
 def test_at_1_0_nothing_drifts(tmp_path: Path) -> None:
