@@ -9,6 +9,8 @@ import platform
 import sys
 from pathlib import Path
 
+from revsurgeon.memory.surroundings import processor
+
 LIBRARIES = ("revsurgeon", "torch", "torchvision", "timm", "transformers")
 
 
@@ -20,7 +22,7 @@ def circumstances() -> dict[str, object]:
         "command": " ".join(["python", program, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "system": platform.system(),
@@ -29,13 +31,3 @@ def circumstances() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
-
-
-def _processor() -> str:
-    """The processor's name as the kernel gives it, where it does."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

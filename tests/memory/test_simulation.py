@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,17 @@ from revsurgeon.memory.tracker import Tracker
 from revsurgeon.rewiring.unrewired import rewired_forwards
 from tests.memory.counting import POINT, counted, predicted, rewired
 from tests.models import NETWORKS, Residual, Stack, residual_stack, seeded, timm_vit
+
+
+OFF = {
+    ("timm davit", "chunked"): "24 kB less is predicted than counted",
+    # Its mask token is not used, so a real optimizer never makes states for it.
+    **dict.fromkeys((("transformers dinov2", way) for way in STRATEGIES), "128 bytes more are predicted"),
+}
+EVERY = [
+    pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason=OFF[case]) if case in OFF else ())
+    for case in itertools.product(sorted(NETWORKS), STRATEGIES)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -74,11 +86,8 @@ def test_other_optimizers_and_autocast_take_what_was_predicted(optimizer: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", STRATEGIES)
-@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"transformers dinov2"}))
+@pytest.mark.parametrize(("name", "way"), EVERY)
 def test_every_network_takes_what_was_predicted(name: str, way: str) -> None:
-    if way == "chunked" and name == "timm davit":
-        pytest.xfail("24 kB less is predicted than counted")
     same(*seeded(NETWORKS[name]), way)
 
 
