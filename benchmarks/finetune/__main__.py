@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.finetune.arms import ARMS
-from benchmarks.finetune.results import FOLDER, Key, Results
+from benchmarks.finetune.results import FOLDER, Results
+from benchmarks.finetune.sweep import rows
 from benchmarks.finetune.tasks import TASKS
 
 SEEDS = 5
@@ -53,46 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not results.is_done(arm, seed, settings)
     ]
     failed = 0
-    for number, row in enumerate(_rows(options.task, wanted, options.jobs), start=1):
+    for number, row in enumerate(rows(options.task, wanted, options.jobs), start=1):
         results.add(row)
         failed += row["status"] == "failed"
         shown = f"{row['score']:.1f}" if "score" in row else row["detail"]
         told = f"{row['arm']}, seed {row['seed']}: {row['status']} {shown} ({row['cpu_seconds']} s)"
         print(f"{options.task} {number}/{len(wanted)} {told}", file=sys.stderr, flush=True)
     return int(failed > 0)
-
-
-def _rows(task: str, wanted: Sequence[Key], jobs: int) -> Iterator[dict[str, Any]]:
-    if not wanted:
-        return
-    if jobs == 1:
-        yield from (one_run(task, arm, seed) for arm, seed in wanted)
-        return
-    one_thread()
-    _weights(task)  # pretrained here, before several processes do
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from (f.result() for f in as_completed([pool.submit(one_run, task, *key) for key in wanted]))
-
-
-def one_run(task: str, arm: str, seed: int) -> dict[str, Any]:
-    """One run on one thread, with the pretrained weights of the cache."""
-    from benchmarks.finetune.run import run
-
-    one_thread()
-    return run(TASKS[task](None), ARMS[arm], seed, _weights(task))
-
-
-def _weights(task: str) -> dict[str, Any]:
-    from benchmarks.finetune.pretrained import pretrained_weights
-
-    return pretrained_weights(TASKS[task](None))
-
-
-def one_thread() -> None:
-    """Have torch compute on one thread: the networks are too small for more."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import revsurgeon as rs
 from benchmarks.finetune import __main__ as program
+from benchmarks.finetune import digits_task, segmentation_task, sweep, video_task
 from benchmarks.finetune.arms import ARMS
 from benchmarks.finetune.claims import OURS, PAPERS, Claim
 from benchmarks.finetune.page import BEGIN, END, PAGE, tables, write_page
@@ -31,6 +32,16 @@ TINY = Settings(
     pretraining_batch=4,
     pretraining_rate=1e-3,
 )
+
+
+@pytest.fixture
+def _little_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer blocks and test samples."""
+    monkeypatch.setitem(digits_task._OPTIONS, "depth", 2)
+    monkeypatch.setitem(segmentation_task._OPTIONS, "depths", (2, 2))
+    monkeypatch.setattr(digits_task, "_VIEWS", 1)
+    monkeypatch.setattr(video_task, "_TEST_VIEWS", 1)
+    monkeypatch.setattr(segmentation_task, "_TEST_CANVASES", 8)
 
 
 def row(arm: str, seed: int, **figures: Any) -> dict[str, Any]:
@@ -54,6 +65,7 @@ def _one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.usefixtures("_little_to_do")
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_is_pretrained_and_finetuned_conventionally_and_reversibly(name: str, tmp_path: Path) -> None:
     task = TASKS[name](TINY)
@@ -146,7 +158,7 @@ def test_a_sweep_goes_on_where_it_ended(tmp_path: Path, monkeypatch: pytest.Monk
         ran.append((arm, seed))
         return row(arm, seed, score=50.0, cpu_seconds=0.1)
 
-    monkeypatch.setattr(program, "one_run", pretend)
+    monkeypatch.setattr(sweep, "one_run", pretend)
     words = ["digits", "--arms", "conventional,re2", "--results", str(tmp_path), "--seeds"]
     assert program.main([*words, "1"]) == 0
     assert program.main([*words, "2"]) == 0
