@@ -23,7 +23,6 @@ from revsurgeon.rewiring.unrewired import rewired_forwards
 from tests.memory.counting import POINT, counted, predicted, rewired
 from tests.models import NETWORKS, Residual, Stack, residual_stack, seeded, timm_vit
 
-
 OFF = {
     ("timm davit", "chunked"): "24 kB less is predicted than counted",
     # Its mask token is not used, so a real optimizer never makes states for it.

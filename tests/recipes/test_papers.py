@@ -82,19 +82,25 @@ def test_a_recipes_source_is_written_as_the_command_line_takes_it(name: str) -> 
         assert (colon, source.count("/")) == ("", 1)
 
 
-def test_re2_computes_the_equations_of_re2tal_on_a_residual_network() -> None:
+@pytest.mark.parametrize("name", ["resnet", "video swin"])
+def test_re2_computes_the_equations_of_re2tal(name: str) -> None:
     """y_0 = x_0; x_i = relu(F_i(x_{i-1})) + y_{i-1}; y_i = x_{i-1}; behind the stage the streams' mean.
 
-    The relu of a bottleneck belongs to its branch, and the skip moves to the next module.
+    The relu of a bottleneck belongs to its branch, and the skip moves to the next module. Of a transformer's
+    block, attention and MLP are a module each.
     """
-    network, inputs = seeded(timm_resnet)
+    make, equations = {
+        "resnet": (timm_resnet, _re2tal_resnet),
+        "video swin": (torchvision_swin3d, _re2tal_swin),
+    }[name]
+    network, inputs = seeded(make)
     rs.rewire(network, mode="re2", example_inputs=inputs)
     for chain in rs.chains(network):
         chain.merge = "normalized"
     network.eval()
     with torch.no_grad():
         found = call(network, inputs)
-        expected = _re2tal_resnet(network, inputs[0])
+        expected = equations(network, inputs[0])
     # Sums of two terms in another order, through as many modules; each rounds once.
     assert torch.allclose(
         found, expected, rtol=0, atol=100 * torch.finfo(torch.float32).eps * float(found.abs().max())
@@ -113,21 +119,6 @@ def _re2tal_resnet(network: Any, images: torch.Tensor) -> torch.Tensor:
         if len(stage) > 1:
             x = (x + y) / 2
     return network.fc(network.global_pool(x))
-
-
-def test_re2_computes_the_equations_of_re2tal_on_video_swin() -> None:
-    """The same on transformer blocks: attention and MLP are a module each."""
-    network, inputs = seeded(torchvision_swin3d)
-    rs.rewire(network, mode="re2", example_inputs=inputs)
-    for chain in rs.chains(network):
-        chain.merge = "normalized"
-    network.eval()
-    with torch.no_grad():
-        found = call(network, inputs)
-        expected = _re2tal_swin(network, inputs[0])
-    assert torch.allclose(
-        found, expected, rtol=0, atol=100 * torch.finfo(torch.float32).eps * float(found.abs().max())
-    )
 
 
 def _re2tal_swin(network: Any, clips: torch.Tensor) -> torch.Tensor:
