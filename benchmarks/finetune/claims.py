@@ -28,21 +28,28 @@ class Claim:
         first: the arm that it is about.
         second: the arm that it is compared with.
         kind: "above": the first is better. "keeps": the first loses less than `MARGIN` points.
+            "either": a question without an expected answer.
     """
 
     text: str
     first: Side
     second: Side
-    kind: Literal["above", "keeps"]
+    kind: Literal["above", "keeps", "either"]
 
     def found(self, results: Results) -> tuple[Spread | None, str]:
-        """The difference, and "confirmed", "not seen", "opposite" or why there is no verdict."""
+        """The difference, and what it says.
+
+        "confirmed", "not seen" or "opposite"; of a question "better", "worse" or "no difference seen"; or why
+        there is no verdict.
+        """
         spread = difference(results, self.first, self.second)
         if spread is None:
             return None, "not run yet"
         if spread.count < ENOUGH or spread.interval is None:
             return spread, "too few runs"
         low, high = spread.interval
+        if self.kind == "either":
+            return spread, "better" if low > 0.0 else "worse" if high < 0.0 else "no difference seen"
         if low > (0.0 if self.kind == "above" else -MARGIN):
             return spread, "confirmed"
         return spread, "opposite" if high < 0.0 else "not seen"
@@ -68,6 +75,24 @@ PAPERS: Sequence[Claim] = (
     _keeps("The network at (1, .1) is close to the pretrained one", "fixed-exact", "conventional"),
 )
 """Re2TAL (Zhao et al., CVPR 2023) and Dr2Net (Zhao et al., CVPR 2024)."""
+
+
+def _either(text: str, first: str, second: str = "paper-exact") -> Claim:
+    return Claim(text, (first, "score"), (second, "score"), "either")
+
+
+CHOICES: Sequence[Claim] = (
+    _either("Order: alpha first", "alpha-first"),
+    _either("Order: beta first", "beta-first"),
+    _either("Policy: exponential", "exponential"),
+    _either("Policy: logarithmic", "logarithmic"),
+    _either("Frequency: at every step", "every-step"),
+    _either("Frequency: 5 times in all", "rarely"),
+    _either("Start: (.9, .1)", "start-.9"),
+    _either("Start: (.95, .05)", "start-.95"),
+    _either("Start: (.99, .01)", "start-.99"),
+)
+"""What Dr2Net compares, each against both at once, linear, 25 updates, from (1, .1)."""
 
 OURS: Sequence[Claim] = (
     _above("Exact gradients are better than float ones, at (1, .1) for good", "fixed-exact", "fixed-float"),

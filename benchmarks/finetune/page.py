@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.finetune.arms import ARMS, TAU, UPDATES
-from benchmarks.finetune.claims import MARGIN, OURS, PAPERS, Claim
+from benchmarks.finetune.claims import CHOICES, MARGIN, OURS, PAPERS, Claim
 from benchmarks.finetune.results import FOLDER, Results
 from benchmarks.finetune.statistics import Spread, difference, figures
 from benchmarks.finetune.tasks import TASKS
@@ -70,6 +70,8 @@ def tables(results: Mapping[str, Results]) -> str:
         "## The papers' claims",
         "In each cell: the mean difference ± its standard deviation over the seeds, and its 95 % interval.",
         _claims(PAPERS, results),
+        "### Choices that Dr2Net compares",
+        _claims(CHOICES, results),
         "## This project's claims",
         _claims(OURS, results),
     ]
@@ -176,10 +178,12 @@ def _found(claim: Claim, results: Results) -> str:
     if spread is None or spread.interval is None:
         return verdict
     low, high = spread.interval
-    marked = verdict if verdict in ("not seen", "too few runs") else f"**{verdict}**"
+    quiet = ("not seen", "no difference seen", "too few runs")
+    marked = verdict if verdict in quiet else f"**{verdict}**"
     return f"{marked}: {spread.text(sign=True)} ({low:+.1f} to {high:+.1f}, n = {spread.count})"
 
 
 def _sides(claim: Claim) -> str:
     names = [f"`{a}`" + (" at (1, 0)" if name != "score" else "") for a, name in (claim.first, claim.second)]
-    return f"{names[0]} - {names[1]} > {0 if claim.kind == 'above' else -MARGIN:g}"
+    expected = {"above": " > 0", "keeps": f" > {-MARGIN:g}", "either": ""}
+    return " - ".join(names) + expected[claim.kind]

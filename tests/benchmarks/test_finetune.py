@@ -14,7 +14,7 @@ import revsurgeon as rs
 from benchmarks.finetune import __main__ as program
 from benchmarks.finetune import digits_task, segmentation_task, sweep, video_task
 from benchmarks.finetune.arms import ARMS
-from benchmarks.finetune.claims import OURS, PAPERS, Claim
+from benchmarks.finetune.claims import CHOICES, OURS, PAPERS, Claim
 from benchmarks.finetune.page import BEGIN, END, PAGE, tables, write_page
 from benchmarks.finetune.pretrained import pretrained_weights
 from benchmarks.finetune.results import Results
@@ -193,6 +193,9 @@ def test_the_interval_of_a_mean_is_students() -> None:
         ("keeps", [45.0, 50.0, 55.0], "not seen"),
         ("keeps", [40.0, 41.0, 40.5], "opposite"),
         ("keeps", [50.0, 50.0], "too few runs"),
+        ("either", [60.0, 61.0, 60.5], "better"),
+        ("either", [49.0, 50.5, 51.0], "no difference seen"),
+        ("either", [40.0, 41.0, 40.5], "worse"),
     ],
 )
 def test_a_verdict_follows_from_the_interval(
@@ -221,7 +224,7 @@ def test_the_page_is_made_of_the_rows_and_says_what_is_missing(tmp_path: Path) -
 
 
 def test_every_claim_is_about_arms_that_there_are() -> None:
-    arms = {side[0] for claim in (*PAPERS, *OURS) for side in (claim.first, claim.second)}
+    arms = {side[0] for claim in (*PAPERS, *CHOICES, *OURS) for side in (claim.first, claim.second)}
     assert arms <= ARMS.keys()
 
 
