@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, blocks, run_page
+from tests.docs.pages import ROOT, blocks, run_line, run_page
 
 slow = pytest.mark.slow
 
@@ -14,8 +14,6 @@ PAGES = [  # with several conversions each
     pytest.param("docs/export.md", marks=slow),
     pytest.param("docs/verify.md", marks=slow),
     pytest.param("docs/errmap.md", marks=slow),
-    pytest.param("docs/memory.md", marks=slow),
-    pytest.param("docs/bench.md", marks=slow),
 ]
 
 ELSEWHERE = {
@@ -27,13 +25,20 @@ ELSEWHERE = {
 
 NOT_RUN = {
     "docs/not-converted.md": "its commands have a placeholder for the network",
+    "docs/memory.md": "its commands take minutes each; tests/cli/test_examples.py runs smaller ones",
+    "docs/bench.md": "its commands take minutes each; tests/cli/test_examples.py runs smaller ones",
     "docs/peers.md": "its commands take hours",
     "docs/evidence.md": "its commands take hours",
 }
 
+BEFORE = {"docs/errmap.md": "revsurgeon convert demo --no-verify"}
+"""What readers of a page have done before."""
+
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_works_from_top_to_bottom(page: str, tmp_path: Path) -> None:
+    if page in BEFORE:
+        run_line(BEFORE[page], tmp_path)
     run_page(ROOT / page, tmp_path)
 
 
