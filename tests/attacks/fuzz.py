@@ -39,12 +39,14 @@ Attack = Callable[[random.Random], tuple[str, bytes]]
 
 
 class Targets:
-    """The readers, each with what it is fed.
+    """The readers, each with what it is fed; `seconds` that one may take, and the exit `codes` of a refusal.
 
     Args:
         folder: where inputs are written, on a file system in memory if possible.
         artifact: a directory with a sound artifact in several shards; a whole one lies beside it, as `whole`.
     """
+
+    seconds, codes = SECONDS, (2,)
 
     def __init__(self, folder: Path, whole: Path, sharded: Path) -> None:
         self.folder = folder
@@ -155,7 +157,8 @@ def fuzz(
         name = chance.choices(names, weights)[0]
         raw = kinds[name][1](chance)
         forbidden.clear()
-        outcome = _outcome(lambda: kinds[name][2](raw))  # noqa: B023, called at once
+        read = kinds[name][2]
+        outcome = _outcome(lambda: read(raw), targets)  # noqa: B023, called at once
         if forbidden:
             outcome = f"BROKEN: it did {forbidden[0]}"
         outcomes[f"{name}: {outcome.partition(chr(10))[0]}"] += 1
@@ -174,14 +177,14 @@ def broken(outcomes: Counter[str]) -> int:
     return sum(times for outcome, times in outcomes.items() if "BROKEN" in outcome)
 
 
-def _outcome(read: Callable[[], object]) -> str:
-    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+def _outcome(read: Callable[[], object], targets: Targets) -> str:
+    signal.setitimer(signal.ITIMER_VIRTUAL, targets.seconds)
     try:
         read()
         return "read"
     except RevsurgeonError as error:
         text = str(error)
-        if error.exit_code != 2 or not error.what or len(text) > 10_000:
+        if error.exit_code not in targets.codes or not error.what or len(text) > 10_000:
             return f"BROKEN: exit code {error.exit_code}, {len(text)} characters"
         return "refused"
     except BaseException as error:
@@ -203,18 +206,26 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--load", action="store_true", help="Load whole artifacts, some ten a second.")
     options = parser.parse_args()
+    from tests.attacks.loading import Loading
     from tests.attacks.small_artifacts import write_small
 
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        targets = Targets(Path(folder), *write_small(Path(folder) / "sound"))
+        targets: Targets
+        if options.load:
+            targets = Loading(Path(folder))
+        else:
+            targets = Targets(Path(folder), *write_small(Path(folder) / "sound"))
+        memory_limit = MEMORY * (4 if options.load else 1)
         signal.signal(signal.SIGVTALRM, too_slow)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory_limit, used + memory_limit))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.monotonic()
-        outcomes = fuzz(targets, options.count, options.seed, options.keep)
+        every = 100 if options.load else 20_000
+        outcomes = fuzz(targets, options.count, options.seed, options.keep, every)
         taken = time.monotonic() - start
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         print(json.dumps(dict(sorted(outcomes.items())), indent=2))
