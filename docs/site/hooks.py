@@ -27,6 +27,15 @@ TAKEN_IN = {
 LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#:\s]+)(?P<anchor>#[^)]*)?\)")
 
 
+def on_config(config: MkDocsConfig, **_: Any) -> MkDocsConfig:
+    """Put the pages that the navigation does not name at its end."""
+    named = set(re.findall(r"[\w./-]+\.md", str(config.nav)))
+    rest = sorted(page.name for page in DOCS.glob("*.md") if page.name not in named)
+    if config.nav is not None and rest:
+        config.nav.append({"More": rest})
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
     """Add the pages from elsewhere, and the pictures of the benchmarks."""
     for path, place in TAKEN_IN.items():
