@@ -26,6 +26,7 @@ from revsurgeon.artifact.read import are_changed
 from revsurgeon.checks.seal import RECORD, seal_of_structure
 from revsurgeon.errors import ArtifactError, RevsurgeonError, UnsupportedModelError, UsageError
 from revsurgeon.recipes import Coefficients, Recipe, load_recipe
+from revsurgeon.recipes.overrides import overridden
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.coefficients import get_coefficients, some_chains
 from revsurgeon.reversible.sharding import has_sharded_parts
@@ -121,7 +122,7 @@ def convert(
     """
     tell = progress or (lambda text: None)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, mode)
-    chosen = _with_options(
+    chosen = overridden(
         chosen,
         arithmetic=arithmetic,
         granularity=granularity,
@@ -410,24 +411,6 @@ def spec_of(record: ChainRecord) -> ChainSpec:
     fields = record.model_dump().items()
     data: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields}
     return ChainSpec(**data)
-
-
-def _with_options(recipe: Recipe, **options: Any) -> Recipe:
-    given = {key: list(v) if isinstance(v, tuple) else v for key, v in options.items() if v is not None}
-    if not given:
-        return recipe
-    if isinstance(given.get("start"), list):
-        given["start"] = dict(zip(("alpha", "beta"), map(float, given["start"]), strict=True))
-        given.setdefault("max_drift", None)  # the recipe's belonged to its own search
-    from pydantic import ValidationError
-
-    try:
-        return Recipe.model_validate({**recipe.model_dump(), **given})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(
-            f"{first['loc'][0]}: {first['msg']}", hint=(first.get("ctx") or {}).get("hint")
-        ) from None
 
 
 __all__ = ["convert", "load", "save"]

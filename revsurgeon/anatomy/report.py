@@ -133,9 +133,12 @@ class Anatomy:
         """Share of the parameters that is inside chains, from 0 to 1."""
         return self.parameters_in_chains / self.parameters if self.parameters else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as JSON takes it."""
+    def to_dict(self, *, code: bool = True) -> dict[str, Any]:
+        """Plain data, as JSON takes it, with the code of the segments or without."""
         data = asdict(self)
         data["share"] = self.share
         data["skipped"] = [{**s, "reason": str(s["reason"])} for s in data["skipped"]]
+        segments = [s for chain in data["chains"] for block in chain["blocks"] for s in block["segments"]]
+        for segment in segments if not code else ():
+            del segment["code"]
         return data

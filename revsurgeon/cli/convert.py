@@ -10,7 +10,10 @@ from revsurgeon.cli.options import examples
 from revsurgeon.cli.output import Output
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from revsurgeon.recipes import Recipe
+    from revsurgeon.rehearsal import Rehearsal
 
 EXAMPLES = examples(
     ("The network that travels with the package; writes demo-dr2", "convert demo --mode dr2"),
@@ -23,6 +26,7 @@ EXAMPLES = examples(
     ("With a recipe of your own", "recipes show dr2-hold > my-recipe.yaml"),
     ("(see revsurgeon recipes --help)", "convert demo --recipe my-recipe.yaml --output demo-hold"),
     ("Once more, over what was written before", "convert demo --mode dr2 --force"),
+    ("Without weights: what would be written", "convert timm:vit_giant_patch14_dinov2 --dry-run"),
     ("Start as near to the source as 1 %", "convert demo --start auto --max-drift 0.01 --output demo-near"),
 )
 
@@ -49,6 +53,7 @@ def convert(
     max_shard_size: options.MaxShardSize = "5GB",
     force: options.Force = False,
     no_verify: options.NoVerify = False,
+    dry_run: options.DryRun = False,
     push_to_hub: options.PushToHub = None,
     private: options.Private = False,
     as_json: options.Json = False,
@@ -64,7 +69,43 @@ def convert(
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
         checked = _recipe(recipe, mode)  # before torch is imported or anything is downloaded
         point = _point(start)
+        from revsurgeon.recipes.overrides import overridden
+
+        checked = overridden(
+            checked,
+            arithmetic=arithmetic,
+            granularity=granularity,
+            include=include or None,
+            exclude=exclude or None,
+            merge=merge,
+            start=point,
+            max_drift=max_drift,
+        )
         out.step("Starting torch")
+        if dry_run:
+            from revsurgeon.rehearsal import rehearse
+            from revsurgeon.sources import resolve
+
+            out.step(f"Reading the architecture of {source}")
+            found = resolve(
+                source,
+                revision=revision,
+                random_weights=True,
+                allow_pickle=allow_pickle,
+                trust_remote_code=trust_remote_code,
+            )
+            done = rehearse(
+                found,
+                checked,
+                output=output,
+                inputs=inputs or (),
+                dtype=dtype,
+                max_shard_size=max_shard_size,
+                force=force,
+                tell=out.step,
+            )
+            out.result(done.to_dict(), *rehearsed(done), brief=str(done.output))
+            return
         give_freed_memory_back()
         import revsurgeon as rs
 
@@ -77,13 +118,6 @@ def convert(
             random_weights=random_weights,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
-            arithmetic=arithmetic,
-            granularity=granularity,
-            include=include or None,
-            exclude=exclude or None,
-            merge=merge,
-            start=point,
-            max_drift=max_drift,
             inputs=inputs or None,
             real_input=real_input,
             dtype=dtype,
@@ -107,6 +141,22 @@ def convert(
             *place,
             brief=str(path),
         )
+
+
+def rehearsed(done: Rehearsal) -> list[RenderableType]:
+    """What a dry run says to people."""
+    from revsurgeon.cli.anatomy_tree import tree
+    from revsurgeon.cli.quantities import plural, size
+
+    room = f"{size(done.free)} are free" if done.fits else f"only {size(done.free)} are free"
+    files = plural(done.files, "file")
+    return [
+        tree(done.name, done.anatomy, everything=False),
+        "",
+        f"Would write {done.output}: {plural(done.tensors, 'tensor')}, {size(done.bytes)} in {files}; {room}",
+        f"Recipe {done.recipe.name}. Not done without weights: all checks, and what is measured "
+        "(arithmetic or start: auto).",
+    ]
 
 
 def give_freed_memory_back() -> None:

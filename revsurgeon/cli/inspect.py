@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from revsurgeon.cli import options
 from revsurgeon.cli.options import examples
 from revsurgeon.cli.output import Output
-from revsurgeon.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from revsurgeon.anatomy.report import Anatomy
     from revsurgeon.sources import Source
@@ -46,6 +45,7 @@ def inspect(
     """
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
         out.step(f"Reading the architecture of {source}")
+        from revsurgeon.rehearsal import anatomy_of
         from revsurgeon.sources import resolve
 
         found = resolve(
@@ -55,7 +55,7 @@ def inspect(
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )
-        anatomy, device = _inspect(found, inputs or [], out.step)
+        anatomy, device = anatomy_of(found, inputs or [], out.step)
         from revsurgeon.cli import anatomy_tree
 
         options_given = {
@@ -79,21 +79,6 @@ def inspect(
         )
 
 
-def _inspect(source: Source, inputs: list[str], step: Callable[[str], None]) -> tuple[Anatomy, str]:
-    """Inspect on the meta device, or with random weights where its forward needs real numbers."""
-    import revsurgeon as rs
-
-    spec = source.inputs.override(inputs) if inputs else source.inputs
-    try:
-        step("Following one forward pass, without weights")
-        return rs.inspect(source.module("meta"), spec.example(device="meta")), "meta"
-    except (RuntimeError, UnsupportedModelError):
-        # Control flow on values (`if mask.all()`) and operators without a meta kernel end here. Where
-        # the inputs are wrong, so are they with real numbers, and that error is the one to show.
-        step("It needs real numbers: once more with random weights")
-        return rs.inspect(source.module("cpu"), spec.example(device="cpu")), "cpu"
-
-
 def _next(source: str, anatomy: Anatomy, given: Mapping[str, object], *, show_all: bool) -> str:
     """Return what to do next, with the options that were needed to read this source."""
     words = [source]
@@ -111,10 +96,9 @@ def _next(source: str, anatomy: Anatomy, given: Mapping[str, object], *, show_al
 
 
 def _document(source: Source, anatomy: Anatomy, device: str, code: bool) -> dict[str, object]:
-    report = anatomy.to_dict()
-    if not code:
-        for chain in report["chains"]:
-            for block in chain["blocks"]:
-                for segment in block["segments"]:
-                    del segment["code"]
-    return {"name": source.name, "source": source.provenance.to_dict(), "device": device, **report}
+    return {
+        "name": source.name,
+        "source": source.provenance.to_dict(),
+        "device": device,
+        **anatomy.to_dict(code=code),
+    }

@@ -158,6 +158,9 @@ Strategy = Annotated[
 ]
 ReplaceFile = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the output directory if it exists.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Do all of it that needs no weights, and write nothing.")
+]
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Skip the check that the rewired network equals the source.")
 ]
