@@ -1,4 +1,4 @@
-"""Whole artifacts with another manifest, for `python -m tests.attacks.fuzz --load`: networks are built, too."""
+"""Whole artifacts with another manifest, for the option --load of the fuzzer: networks are built, too."""
 
 from __future__ import annotations
 
