@@ -125,7 +125,8 @@ def test_the_readme_names_no_command_that_does_not_exist(capsys):
     known = set(re.findall(r"^  ([a-z]+)  ", capsys.readouterr().out, flags=re.MULTILINE))
     code = "\n".join([*(block.code for block in blocks(PAGE, "bash")), *re.findall(r"`([^`\n]+)`", README)])
     named = set(re.findall(r"\brevsurgeon ([a-z]+)\b", code))
-    assert named == {"convert", "verify", "errmap", "memory", "bench", "push", "inspect", "recipes", "demo"}
+    commands = "convert verify errmap memory bench export push inspect recipes demo"
+    assert named == set(commands.split())
     assert named <= known
 
 
