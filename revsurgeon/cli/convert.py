@@ -26,7 +26,7 @@ EXAMPLES = examples(
     ("With a recipe of your own", "recipes show dr2-hold > my-recipe.yaml"),
     ("(see revsurgeon recipes --help)", "convert demo --recipe my-recipe.yaml --output demo-hold"),
     ("Once more, over what was written before", "convert demo --mode dr2 --force"),
-    ("Without weights: what would be written", "convert timm:vit_giant_patch14_dinov2 --dry-run"),
+    ("Without weights: what would be written", "convert timm:vit_small_patch16_224 --dry-run"),
     ("Start as near to the source as 1 %", "convert demo --start auto --max-drift 0.01 --output demo-near"),
 )
 

@@ -141,7 +141,10 @@ def test_links_into_a_cache_are_left_alone(
         stamp(path, report)
 
 
-@pytest.mark.parametrize("alone", [False, True], ids=["a directory", "a file alone"])
+@pytest.mark.parametrize(
+    "alone",
+    [pytest.param(False, id="a directory", marks=pytest.mark.slow), pytest.param(True, id="a file alone")],
+)
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_artifact(
     demo: Path, tmp_path: Path, report: rs.Report, alone: bool
 ) -> None:

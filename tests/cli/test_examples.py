@@ -12,7 +12,7 @@ COMMANDS = [
     pytest.param((), marks=pytest.mark.slow),
     ("convert",),
     ("inspect",),
-    ("verify",),
+    pytest.param(("verify",), marks=pytest.mark.slow),
     pytest.param(("errmap",), marks=pytest.mark.slow),
     pytest.param(("bench",), marks=pytest.mark.slow),
     pytest.param(("export",), marks=pytest.mark.slow),

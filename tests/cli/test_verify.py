@@ -185,6 +185,7 @@ def test_a_weight_file_alone_is_enough(revsurgeon: Run, artifact: Path) -> None:
     assert revsurgeon("verify", str(file), *only).code == 0
 
 
+@pytest.mark.slow
 def test_a_larger_tolerance_lets_float_pass(revsurgeon: Run, tmp_path: Path, artifact: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     text = "name: loose\nmode: dr2\narithmetic: float\nstart: {alpha: 0.5, beta: 0.5}\n"

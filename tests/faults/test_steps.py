@@ -19,6 +19,15 @@ from tests.models import NETWORKS, residual_stack, seeded, timm_vit
 POINTS = [(1 - beta, beta) for beta in (0.1, 0.2, 0.3, 0.5, 0.7)]
 
 
+@pytest.fixture(autouse=True)
+def _others_do_not_count() -> Iterator[None]:
+    """What other tests of this process have left, and let go of meanwhile, is not looked at by `alive`."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 class FaultError(RuntimeError):
     """What the faults here raise, beside an exhausted memory."""
 
@@ -139,7 +148,7 @@ FAULTS = (
 
 
 def alive() -> tuple[int, int]:
-    """How many tensors and how many nodes of autograd graphs Python knows of."""
+    """How many tensors and nodes of autograd graphs Python knows of that are younger than the test."""
     gc.collect()
     kinds = [type(thing) for thing in gc.get_objects()]  # not isinstance, which asks some objects themselves
     return (

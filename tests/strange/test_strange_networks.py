@@ -14,7 +14,7 @@ from tests.strange.properties import UnusableError, examine
 OUTCOMES: Counter[str] = Counter()
 
 
-@settings(deadline=None, max_examples=10, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=6, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(networks, st.integers(0, 2**16))
 def test_a_random_network_is_refused_with_a_reason_or_rewired_right(plan: NetworkPlan, seed: int) -> None:
     try:
