@@ -438,6 +438,7 @@ def kill_at_event(moment: int) -> None:
     sys.addaudithook(hook)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [False, True])
 def test_a_kill_at_a_random_moment_leaves_the_old_or_the_new(
     tmp_path: Path, write: Write, there: bool

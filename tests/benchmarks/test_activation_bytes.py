@@ -40,6 +40,7 @@ def kept(depth: int, strategy: Strategy, *, allocator: bool = False, dropout: fl
     return count_kept(network, inputs, ENDS[depth], allocator=allocator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [FLOAT, Strategy("re2", 0.0, 1.0, "float")], ids=lambda s: s.name)
 def test_a_float_chain_keeps_two_streams_whatever_its_depth(strategy):
     two_streams = 2 * ELEMENTS * torch.float32.itemsize

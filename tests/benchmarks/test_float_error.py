@@ -17,6 +17,7 @@ def test_an_error_is_relative_to_the_norm_of_all_tensors_together():
     assert float_error.relative_error(actual, expected) == pytest.approx(0.1, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_exact_gradients_have_no_error_and_float_ones_a_larger_one_at_a_smaller_beta(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -141,6 +141,7 @@ def test_links_into_a_cache_are_left_alone(
         stamp(path, report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "alone",
     [pytest.param(False, id="a directory", marks=pytest.mark.slow), pytest.param(True, id="a file alone")],

@@ -28,6 +28,7 @@ def test_the_tour_shows_every_part_and_leaves_nothing_behind(revsurgeon, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_finetuning_teaches_the_network_the_new_domain(revsurgeon):
     document = json.loads(revsurgeon("demo", "--json").out)["finetune"]
     assert document["accuracy_before"] < 0.5

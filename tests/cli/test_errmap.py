@@ -65,6 +65,7 @@ def test_quiet_prints_one_path_alone(revsurgeon: Run, artifact: Path) -> None:
     assert Path("picture.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_the_recipe_that_is_written_is_one_that_convert_takes(revsurgeon: Run, artifact: Path) -> None:
     result = revsurgeon("errmap", str(artifact), "--grid", "5", "--write-recipe", "best.yaml", "--json")
     chosen = json.loads(result.out)["recommended"]
@@ -89,6 +90,7 @@ def test_a_converted_network_is_measured_on_its_own_path(revsurgeon: Run, artifa
     assert documents[0]["points"] == documents[1]["points"]
 
 
+@pytest.mark.slow
 def test_a_source_with_random_weights_is_rewired_in_memory(revsurgeon: Run) -> None:
     source = ("timm:vit_tiny_patch16_224", "--random-weights", "--input", "x=1x3x224x224")
     Path("short.yaml").write_text(

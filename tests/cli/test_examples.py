@@ -10,8 +10,8 @@ import pytest
 
 COMMANDS = [
     pytest.param((), marks=pytest.mark.slow),
-    ("convert",),
-    ("inspect",),
+    pytest.param(("convert",), marks=pytest.mark.slow),
+    pytest.param(("inspect",), marks=pytest.mark.slow),
     pytest.param(("verify",), marks=pytest.mark.slow),
     pytest.param(("errmap",), marks=pytest.mark.slow),
     pytest.param(("bench",), marks=pytest.mark.slow),

@@ -46,6 +46,7 @@ def duration_after(message: str, output: Path) -> float:
     return time.monotonic() - start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "force",
     [

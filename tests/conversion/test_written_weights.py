@@ -102,6 +102,7 @@ def test_the_plain_transformers_network_loads_them_strictly(tmp_path: Path, sour
             assert torch.equal(network(**found.inputs.example()).logits, expected)
 
 
+@pytest.mark.slow
 def test_the_plain_torchvision_network_loads_them_strictly(tmp_path: Path) -> None:
     path = rs.convert("python:tests.models:torchvision_r3d", output=tmp_path / "out", arithmetic="exact")
     plain, inputs = seeded(models.torchvision_r3d)

@@ -119,6 +119,7 @@ def test_the_manifest_has_the_start_that_was_found_and_what_was_measured(tmp_pat
     assert rs.CoefficientSchedule.from_manifest(model, total_steps=3).start == (0.98, 0.02)
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_manifest_makes_the_same_artifact_again(tmp_path: Path) -> None:
     from revsurgeon.artifact import read_manifest
 
@@ -136,6 +137,7 @@ def test_a_start_of_ones_own_replaces_the_search_of_the_preset(tmp_path: Path) -
     assert rs.get_coefficients(rs.load(path)) == (0.8, 0.2)
 
 
+@pytest.mark.slow
 def test_real_inputs_decide_where_random_ones_would_start_elsewhere(tmp_path: Path) -> None:
     # Constant images: the first norm of the demo network sees other tokens than those of random images.
     torch.save(torch.full((3, 1, 8, 8), 0.5), tmp_path / "images.pt")
