@@ -91,13 +91,17 @@ print(peak() - before)
 
 
 def peak(path: Path, how: str, small: Path) -> int:
-    """Bytes by which a process grows while it verifies, once it has verified `small`."""
+    """Bytes by which a process grows while it verifies, once it has verified `small`.
+
+    glibc gives what is above its threshold back to the system as soon as it is freed. The threshold moves up to
+    32 MB by itself, above the tensors here, and then holes in the heap count too, by chance; hence it is held.
+    """
     done = subprocess.run(
         [sys.executable, "-c", DEEP, str(path), how, str(small)],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_MMAP_THRESHOLD_": str(2**20)},
     )
     return int(done.stdout.splitlines()[-1]) * 1024
 
@@ -114,5 +118,5 @@ def test_memory_does_not_grow_with_the_number_of_blocks(tmp_path: Path) -> None:
     total = sum(file.stat().st_size for file in paths[1].glob("*.safetensors"))
     block = total / 24
     half, streamed = (peak(path, "stream", small) for path in paths)
-    assert streamed - half < 2 * block  # 12 more blocks, and what the allocator does from run to run
+    assert streamed - half < block  # of 12 more
     assert peak(paths[1], "whole", small) > total  # the unrewired network beside the rewired one
