@@ -69,9 +69,10 @@ def _paper(
     return Arm(name, text, "dr2-paper", changes, updates=updates)
 
 
-def _fixed(name: str, text: str, arithmetic: str) -> Arm:
-    point = {"alpha": 1.0, "beta": 0.1}
-    return Arm(name, text, "dr2-hold", {"start": point, "arithmetic": arithmetic})
+def _fixed(name: str, text: str, alpha: float, arithmetic: str = "exact") -> Arm:
+    """Stays at (alpha, .1), wherever the preset would start."""
+    point = {"alpha": alpha, "beta": 0.1}
+    return Arm(name, text, "dr2-hold", {"start": point, "max_drift": None, "arithmetic": arithmetic})
 
 
 _ARMS = (
@@ -79,12 +80,18 @@ _ARMS = (
     Arm("frozen", "the head alone", frozen=True),
     Arm("re2-scratch", "(0, 1) from random weights", "re2", pretrained=False),
     Arm("re2", "hard switch to (0, 1)", "re2"),
-    _fixed("fixed-float", "stays at (1, .1), float", "float"),
-    _fixed("fixed-exact", "stays at (1, .1), exact", "exact"),
+    _fixed("fixed-float", "stays at (1, .1), float", 1.0, "float"),
+    _fixed("fixed-exact", "stays at (1, .1), exact", 1.0),
     _paper("paper-float", "(1, .1) to (.3, .7), float", arithmetic="float"),
     _paper("paper-exact", "(1, .1) to (.3, .7), exact"),
     Arm("balanced", "preset dr2-balanced, exact", "dr2-balanced", {"arithmetic": "exact"}),
-    Arm("hold", "preset dr2-hold: stays at (.9, .1), exact", "dr2-hold"),
+    _fixed("hold", "stays at (.9, .1), exact", 0.9),
+    Arm(
+        "hold-auto",
+        "preset dr2-hold: stays at the start that it finds, exact",
+        "dr2-hold",
+        {"start": "auto", "max_drift": 0.05, "arithmetic": "exact"},
+    ),
     _paper("alpha-first", "as paper-exact, alpha moves first", order="alpha-first"),
     _paper("beta-first", "as paper-exact, beta moves first", order="beta-first"),
     _paper("exponential", "as paper-exact, exponential", policy="exponential"),

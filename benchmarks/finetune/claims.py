@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from benchmarks.finetune.results import Results
 from benchmarks.finetune.statistics import Spread, difference
@@ -17,6 +17,8 @@ ENOUGH = 3
 
 Side = tuple[str, str]
 """An arm and one of its figures."""
+
+Kind = Literal["above", "keeps", "either"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Claim:
     text: str
     first: Side
     second: Side
-    kind: Literal["above", "keeps", "either"]
+    kind: Kind
 
     def found(self, results: Results) -> tuple[Spread | None, str]:
         """The difference, and what it says.
@@ -55,65 +57,62 @@ class Claim:
         return spread, "opposite" if high < 0.0 else "not seen"
 
 
-def _above(text: str, first: str, second: str) -> Claim:
-    return Claim(text, (first, "score"), (second, "score"), "above")
+def _claims(table: str) -> Sequence[Claim]:
+    """One claim a line: what it says, a bar, and two arms with the kind between them."""
+    found = []
+    for line in table.strip().splitlines():
+        text, _, sides = line.rpartition(" | ")
+        first, kind, second = sides.split()
+        if kind not in get_args(Kind):
+            raise ValueError(f"{kind!r} in {line!r} is no kind of claim")
+        found.append(Claim(text, _side(first), _side(second), cast(Kind, kind)))
+    return tuple(found)
 
 
-def _keeps(text: str, first: str, second: str) -> Claim:
-    return Claim(text, (first, "score"), (second, "score"), "keeps")
+def _side(name: str) -> Side:
+    arm, _, at = name.partition("@")
+    return arm, "score_at_1_0" if at else "score"
 
 
-PAPERS: Sequence[Claim] = (
-    _above("A hard switch to (0, 1) loses accuracy", "conventional", "re2"),
-    _above("Pretrained weights are worth something even to the hard switch", "re2", "re2-scratch"),
-    _keeps("Dynamic coefficients keep it, in float as the paper computes", "paper-float", "conventional"),
-    _keeps("Dynamic coefficients keep it, in exact arithmetic", "paper-exact", "conventional"),
-    _above("Dynamic is better than the hard switch, float", "paper-float", "re2"),
-    _above("Dynamic is better than the hard switch, exact", "paper-exact", "re2"),
-    _above("Dynamic is better than staying at (1, .1), float", "paper-float", "fixed-float"),
-    _above("Dynamic is better than training the head alone", "paper-exact", "frozen"),
-    _keeps("The network at (1, .1) is close to the pretrained one", "fixed-exact", "conventional"),
-)
+PAPERS: Sequence[Claim] = _claims("""
+A hard switch to (0, 1) loses accuracy | conventional above re2
+Pretrained weights are worth something even to the hard switch | re2 above re2-scratch
+Dynamic coefficients keep it, in float as the paper computes | paper-float keeps conventional
+Dynamic coefficients keep it, in exact arithmetic | paper-exact keeps conventional
+Dynamic is better than the hard switch, float | paper-float above re2
+Dynamic is better than the hard switch, exact | paper-exact above re2
+Dynamic is better than staying at (1, .1), float | paper-float above fixed-float
+Dynamic is better than training the head alone | paper-exact above frozen
+The network at (1, .1) is close to the pretrained one | fixed-exact keeps conventional
+""")
 """Re2TAL (Zhao et al., CVPR 2023) and Dr2Net (Zhao et al., CVPR 2024)."""
 
-
-def _either(text: str, first: str, second: str = "paper-exact") -> Claim:
-    return Claim(text, (first, "score"), (second, "score"), "either")
-
-
-CHOICES: Sequence[Claim] = (
-    _either("Order: alpha first", "alpha-first"),
-    _either("Order: beta first", "beta-first"),
-    _either("Policy: exponential", "exponential"),
-    _either("Policy: logarithmic", "logarithmic"),
-    _either("Frequency: at every step", "every-step"),
-    _either("Frequency: 5 times in all", "rarely"),
-    _either("Start: (.9, .1)", "start-.9"),
-    _either("Start: (.95, .05)", "start-.95"),
-    _either("Start: (.99, .01)", "start-.99"),
-)
+CHOICES: Sequence[Claim] = _claims("""
+Order: alpha first | alpha-first either paper-exact
+Order: beta first | beta-first either paper-exact
+Policy: exponential | exponential either paper-exact
+Policy: logarithmic | logarithmic either paper-exact
+Frequency: at every step | every-step either paper-exact
+Frequency: 5 times in all | rarely either paper-exact
+Start: (.9, .1) | start-.9 either paper-exact
+Start: (.95, .05) | start-.95 either paper-exact
+Start: (.99, .01) | start-.99 either paper-exact
+""")
 """What Dr2Net compares, each against both at once, linear, 25 updates, from (1, .1)."""
 
-OURS: Sequence[Claim] = (
-    _above("Exact gradients are better than float ones, at (1, .1) for good", "fixed-exact", "fixed-float"),
-    _above("Exact gradients are better than float ones, moving", "paper-exact", "paper-float"),
-    _keeps("With exact gradients the coefficients need not move", "fixed-exact", "paper-exact"),
-    _keeps("`dr2-hold` keeps conventional accuracy", "hold", "conventional"),
-    _keeps("`dr2-balanced` keeps conventional accuracy", "balanced", "conventional"),
-    _above("`dr2-balanced` is better than the hard switch", "balanced", "re2"),
-    _above("A start on alpha = 1 - beta is better than (1, .1)", "start-.9", "paper-exact"),
-    _above("A smaller beta to start with is better", "start-.99", "start-.9"),
-    Claim(
-        "`dr2-hold`, set to (1, 0) afterwards, keeps its accuracy",
-        ("hold", "score_at_1_0"),
-        ("hold", "score"),
-        "keeps",
-    ),
-    Claim(
-        "`dr2-balanced`, set to (1, 0) afterwards, keeps its accuracy",
-        ("balanced", "score_at_1_0"),
-        ("balanced", "score"),
-        "keeps",
-    ),
-)
+OURS: Sequence[Claim] = _claims("""
+Exact gradients are better than float ones, at (1, .1) for good | fixed-exact above fixed-float
+Exact gradients are better than float ones, moving | paper-exact above paper-float
+With exact gradients the coefficients need not move | fixed-exact keeps paper-exact
+Staying at (.9, .1) keeps conventional accuracy | hold keeps conventional
+Staying at the start that `dr2-hold` finds keeps it | hold-auto keeps conventional
+`dr2-balanced` keeps conventional accuracy | balanced keeps conventional
+`dr2-balanced` is better than the hard switch | balanced above re2
+Which preset: `dr2-hold` against `dr2-balanced` | hold-auto either balanced
+A start on alpha = 1 - beta is better than (1, .1) | start-.9 above paper-exact
+A smaller beta to start with is better | start-.99 above start-.9
+Stayed at (.9, .1) and set to (1, 0) afterwards, it keeps its accuracy | hold@(1,0) keeps hold
+`dr2-hold`, set to (1, 0) afterwards, keeps its accuracy | hold-auto@(1,0) keeps hold-auto
+`dr2-balanced`, set to (1, 0) afterwards, keeps its accuracy | balanced@(1,0) keeps balanced
+""")
 """What this project's design rests on."""

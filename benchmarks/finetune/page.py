@@ -26,7 +26,7 @@ _MAIN: tuple[str, ...] = (
     "fixed-exact",
     "paper-float",
 )
-_MAIN += ("paper-exact", "balanced", "hold")
+_MAIN += ("paper-exact", "balanced", "hold", "hold-auto")
 _ABLATIONS: Mapping[str, Sequence[str]] = {
     "Order: both at once, or one after the other": ("paper-exact", "alpha-first", "beta-first"),
     "Policy: linear, exponential, logarithmic": ("paper-exact", "exponential", "logarithmic"),
