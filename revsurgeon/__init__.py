@@ -30,8 +30,9 @@ from revsurgeon.errors import (
 
 if TYPE_CHECKING:
     from revsurgeon.anatomy import Anatomy, inspect
+    from revsurgeon.checkpoints import load, save
     from revsurgeon.checks import Report, verify
-    from revsurgeon.conversion import convert, load, save
+    from revsurgeon.conversion import convert
     from revsurgeon.errormap import ErrorMap
     from revsurgeon.errormap.run import errmap
     from revsurgeon.exporting import export
@@ -55,8 +56,8 @@ _HOME = {
     "Report": "revsurgeon.checks",
     "verify": "revsurgeon.checks",
     "convert": "revsurgeon.conversion",
-    "load": "revsurgeon.conversion",
-    "save": "revsurgeon.conversion",
+    "load": "revsurgeon.checkpoints",
+    "save": "revsurgeon.checkpoints",
     "ErrorMap": "revsurgeon.errormap",
     "errmap": "revsurgeon.errormap.run",
     "export": "revsurgeon.exporting",

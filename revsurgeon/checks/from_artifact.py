@@ -14,9 +14,9 @@ from torch import nn
 from revsurgeon.artifact import Manifest, read_manifest, read_tensors
 from revsurgeon.artifact.header import read_header
 from revsurgeon.artifact.names import MANIFEST, WEIGHTS
+from revsurgeon.checkpoints import load
 from revsurgeon.checks.draw import drawing
 from revsurgeon.checks.subject import Options, Subject
-from revsurgeon.conversion import load
 from revsurgeon.errors import ArtifactError, SourceError, UsageError
 from revsurgeon.sources import build_architecture
 from revsurgeon.sources.inputs import InputSpec

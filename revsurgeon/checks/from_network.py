@@ -11,8 +11,8 @@ from torch import nn
 
 from revsurgeon.checks.draw import drawing
 from revsurgeon.checks.subject import Options, Subject
-from revsurgeon.conversion import origin_of
 from revsurgeon.errors import UsageError
+from revsurgeon.origin import origin_of
 from revsurgeon.reversible.coefficients import some_chains
 from revsurgeon.rewiring.wrappers import unwrapped
 from revsurgeon.sources.inputs import InputSpec

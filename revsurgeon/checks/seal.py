@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 RECORD = "verify"
 """The entry of a manifest's `checks` that a verification leaves."""
 
+NOT_VERIFIED = "not verified"
+"""What stands there instead where there was none, perhaps with the reason."""
+
 
 def seal_of_structure(manifest: Manifest) -> str:
     """The sha256 of everything in a manifest that decides what the network computes, weights aside."""

@@ -23,11 +23,11 @@ from torch.utils import _pytree as pytree
 from revsurgeon.anatomy.probe import Call, probe
 from revsurgeon.artifact import Manifest
 from revsurgeon.artifact.read import locate_tensors
+from revsurgeon.checkpoints import set_as_recorded, spec_of
 from revsurgeon.checks.report import CheckResult, Measurement, Report, result_of
 from revsurgeon.checks.steps import argument_cast
 from revsurgeon.checks.subject import BATCH_SIZES, Subject
 from revsurgeon.checks.verification import checks_of, made_report, result_of_check, worthwhile_threads
-from revsurgeon.conversion import set_as_recorded, spec_of
 from revsurgeon.errors import UsageError
 from revsurgeon.rewiring import ChainSpec, attach, detach
 from revsurgeon.rewiring.measure import Arguments

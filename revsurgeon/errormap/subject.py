@@ -15,8 +15,10 @@ from revsurgeon.anatomy.probe import ExampleInputs, as_arguments
 from revsurgeon.artifact.header import read_header
 from revsurgeon.artifact.names import MANIFEST
 from revsurgeon.artifact.tensor_bytes import tensor_bytes
-from revsurgeon.conversion import DTYPES, load, model_granularity, origin_of
+from revsurgeon.checkpoints import load
+from revsurgeon.conversion import DTYPES
 from revsurgeon.errors import UsageError
+from revsurgeon.origin import model_granularity, origin_of
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.coefficients import some_chains
 from revsurgeon.rewiring import rewire_with_checks

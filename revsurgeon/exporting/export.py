@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from revsurgeon.anatomy.probe import ExampleInputs, as_arguments
-from revsurgeon.conversion import load, origin_of
+from revsurgeon.checkpoints import load
 from revsurgeon.errors import UnsupportedModelError, UsageError, VerificationError
 from revsurgeon.exporting.difference import difference, tolerance
 from revsurgeon.exporting.formats import PROGRAMS, SUFFIXES, check_format
@@ -22,6 +22,7 @@ from revsurgeon.exporting.inference import for_inference, outputs_of, plain_outp
 from revsurgeon.exporting.program import Batch, Program, traced
 from revsurgeon.exporting.publish import check_target, published
 from revsurgeon.exporting.weights import write_weights
+from revsurgeon.origin import origin_of
 from revsurgeon.reversible.coefficients import get_coefficients, some_chains
 from revsurgeon.reversible.sharding import has_sharded_parts
 from revsurgeon.rewiring.measure import Arguments, distance, other_batch, tensors_of

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from revsurgeon.artifact import read_manifest, read_tensors
-from revsurgeon.conversion import save
+from revsurgeon.checkpoints import save
 from revsurgeon.errors import UsageError
 from revsurgeon.reversible.coefficients import get_coefficients
 from revsurgeon.reversible.schedule import CoefficientSchedule

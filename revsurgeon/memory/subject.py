@@ -12,11 +12,12 @@ from torch import nn
 
 from revsurgeon.anatomy.probe import ExampleInputs, as_arguments, probe
 from revsurgeon.artifact import read_manifest
-from revsurgeon.conversion import load, origin_of, set_as_recorded, spec_of
+from revsurgeon.checkpoints import load, set_as_recorded, spec_of
 from revsurgeon.errormap.subject import is_artifact
 from revsurgeon.errors import UnsupportedModelError, UsageError
 from revsurgeon.memory.sizes import Sizes, present, rebuilt, resized
 from revsurgeon.memory.skeleton import skeleton
+from revsurgeon.origin import origin_of
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.coefficients import chains
 from revsurgeon.rewiring import rewire_with_checks
