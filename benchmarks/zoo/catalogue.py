@@ -61,7 +61,7 @@ def torchvision_entries() -> list[Entry]:
     small = {"min_size": 64, "max_size": 64}
     return [
         *(Entry("torchvision", name, "classification", "image") for name in _CLASSIFICATION),
-        *(Entry("torchvision", name, "video", "clip") for name in _VIDEO),
+        *(Entry("torchvision", name, "video", "clip", dict(_CLIP_SIZES.get(name, {}))) for name in _VIDEO),
         *(Entry("torchvision", name, "segmentation", "image", {"aux_loss": True}) for name in _SEGMENTATION),
         *(Entry("torchvision", name, "detection", "detection", dict(small)) for name in _DETECTION),
     ]
@@ -83,6 +83,8 @@ _CLASSIFICATION = (
     *("swin_t", "swin_v2_t", "vgg11", "vit_b_32", "wide_resnet50_2"),
 )
 _VIDEO = ("mc3_18", "mvit_v1_b", "mvit_v2_s", "r2plus1d_18", "r3d_18", "s3d", "swin3d_t")
+_CLIP_SIZES = {name: {"spatial_size": (64, 64), "temporal_size": 8} for name in ("mvit_v1_b", "mvit_v2_s")}
+"""Of networks whose positions are made for one size of clip."""
 _SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "fcn_resnet50")
 _DETECTION = (
     *("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_resnet50_fpn", "fcos_resnet50_fpn"),

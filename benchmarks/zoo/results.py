@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import json
+import subprocess
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ class Results:
 
     def add(self, row: dict[str, Any]) -> None:
         """Write a row."""
-        row = {**row, "versions": versions(row["library"]), "date": _today()}
+        row = {**row, "versions": versions(row["library"]), "date": _today(), "commit": _commit()}
         self.rows[row["key"]] = row
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -51,6 +53,18 @@ class Results:
         self.rows = {key: self.rows[key] for key in sorted(self.rows) if key in keys}
         lines = [json.dumps(row) for row in self.rows.values()]
         self.path.write_text("".join(f"{line}\n" for line in lines))
+
+
+@functools.cache
+def _commit() -> str:
+    """What was examined: the commit that is checked out here, with a mark if the package was changed since."""
+    git = ["git", "-C", str(FILE.parent)]
+    found = subprocess.run([*git, "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True)
+    if found.returncode:
+        return "unknown"
+    package = FILE.parents[2] / "revsurgeon"
+    changed = subprocess.run([*git, "status", "--porcelain", "--", package], capture_output=True, text=True)
+    return found.stdout.strip() + "+" * bool(changed.stdout.strip())
 
 
 def _today() -> str:
