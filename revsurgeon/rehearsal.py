@@ -21,7 +21,7 @@ from revsurgeon.memory.allocator import available
 from revsurgeon.memory.skeleton import skeleton
 from revsurgeon.recipes import Recipe
 from revsurgeon.rewiring.rewire import nothing_to_rewire
-from revsurgeon.sources import Source
+from revsurgeon.sources import Source, resolve
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,33 @@ def rehearse(
         bytes=sum(sizes),
         files=max(1, math.ceil(sum(sizes) / limit)),
         free=shutil.disk_usage(there).free,
+    )
+
+
+def architecture_of(
+    spec: str,
+    *,
+    revision: str | None,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    tell: Callable[[str], None],
+) -> Source:
+    """Look up a source for what it says of its network; its weights are left where they are.
+
+    Args:
+        spec, revision, allow_pickle, trust_remote_code: as in `revsurgeon.convert`.
+        tell: is told what happens next.
+
+    Raises:
+        RevsurgeonError: what `revsurgeon.sources.resolve` raises.
+    """
+    tell(f"Reading the architecture of {spec}")
+    return resolve(
+        spec,
+        revision=revision,
+        random_weights=True,
+        allow_pickle=allow_pickle,
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -83,19 +83,16 @@ def convert(
         )
         out.step("Starting torch")
         if dry_run:
-            from revsurgeon.rehearsal import rehearse
-            from revsurgeon.sources import resolve
+            from revsurgeon.rehearsal import architecture_of, rehearse
 
-            out.step(f"Reading the architecture of {source}")
-            found = resolve(
-                source,
-                revision=revision,
-                random_weights=True,
-                allow_pickle=allow_pickle,
-                trust_remote_code=trust_remote_code,
-            )
             done = rehearse(
-                found,
+                architecture_of(
+                    source,
+                    revision=revision,
+                    allow_pickle=allow_pickle,
+                    trust_remote_code=trust_remote_code,
+                    tell=out.step,
+                ),
                 checked,
                 output=output,
                 inputs=inputs or (),

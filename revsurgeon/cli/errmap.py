@@ -30,15 +30,7 @@ _SUFFIXES = (".json", ".csv", ".png", ".svg", ".pdf")
 
 
 def errmap(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH|SOURCE",
-            show_default=False,
-            help="A converted network: its directory or its .safetensors file. Or any source that convert "
-            "takes (timm:NAME, demo, ...), which is rewired in memory.",
-        ),
-    ],
+    source: options.Network,
     grid: Annotated[
         str | None,
         typer.Option(metavar="N|AxB", help="Points an axis, evenly from 0 to 1. Default: 11."),

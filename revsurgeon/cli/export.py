@@ -26,14 +26,7 @@ EXAMPLES = examples(
 
 
 def export(
-    path: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH",
-            show_default=False,
-            help="A converted network: its directory, its .safetensors file, or its Hub id, ORG/NAME.",
-        ),
-    ],
+    path: options.Artifact,
     to: Annotated[
         Literal["torch-export", "onnx", "weights"],
         typer.Option(
@@ -72,13 +65,8 @@ def export(
     ] = "auto",
     inputs: options.Inputs = None,
     real_input: options.RealInput = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
-    allow_python: Annotated[
-        bool,
-        typer.Option(
-            "--allow-python", help="Call the factory of user code that the artifact's network comes from."
-        ),
-    ] = False,
+    force: options.ReplaceFile = False,
+    allow_python: options.AllowPython = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

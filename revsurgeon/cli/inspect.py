@@ -44,16 +44,15 @@ def inspect(
     for everything left alone. Needs no weights, and mostly no memory for them either.
     """
     with Output(as_json=as_json, quiet=quiet, debug=debug) as out:
-        out.step(f"Reading the architecture of {source}")
-        from revsurgeon.rehearsal import anatomy_of
-        from revsurgeon.sources import resolve
+        out.step("Starting torch")
+        from revsurgeon.rehearsal import anatomy_of, architecture_of
 
-        found = resolve(
+        found = architecture_of(
             source,
             revision=revision,
-            random_weights=True,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
+            tell=out.step,
         )
         anatomy, device = anatomy_of(found, inputs or [], out.step)
         from revsurgeon.cli import anatomy_tree

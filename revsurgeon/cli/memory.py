@@ -25,15 +25,7 @@ EXAMPLES = examples(
 
 
 def memory(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH|SOURCE",
-            show_default=False,
-            help="A converted network: its directory or its .safetensors file. Or any source that convert "
-            "takes (timm:NAME, demo, ...). No weights are read or downloaded.",
-        ),
-    ],
+    source: options.Network,
     batch: Annotated[
         int | None, typer.Option(metavar="N", help="Samples of one forward. Default: 1.")
     ] = None,

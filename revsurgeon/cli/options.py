@@ -134,6 +134,14 @@ AllowPython = Annotated[
         "--allow-python", help="Call the factory of user code that the artifact's network comes from."
     ),
 ]
+Artifact = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH",
+        show_default=False,
+        help="A converted network: its directory, its .safetensors file, or its Hub id, ORG/NAME.",
+    ),
+]
 Network = Annotated[
     str,
     typer.Argument(

@@ -32,14 +32,7 @@ _CHECK_LIST = "; ".join(f"{name}: {says}" for name, says in CHECKS.items())
 
 
 def verify(
-    path: Annotated[
-        str,
-        typer.Argument(
-            metavar="PATH",
-            show_default=False,
-            help="A converted network: its directory, its .safetensors file, or its Hub id, ORG/NAME.",
-        ),
-    ],
+    path: options.Artifact,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="CHECK", help=f"Run only this check. Repeatable. {_CHECK_LIST}."),
