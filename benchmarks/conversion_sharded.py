@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def write(directory: Path, layers: int) -> None:
-    """A checkpoint that is never whole in memory: one shard after the other, and the index that names them."""
+    """A checkpoint that is never whole in memory: shard after shard, and the index that names them."""
     import torch
     from safetensors.torch import save_file
     from transformers import ViTConfig, ViTForImageClassification

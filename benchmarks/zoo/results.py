@@ -57,7 +57,7 @@ class Results:
 
 @functools.cache
 def _commit() -> str:
-    """What was examined: the commit that is checked out here, with a mark if the package was changed since."""
+    """What was examined: the commit that is checked out, with a mark if the package was changed since."""
     git = ["git", "-C", str(FILE.parent)]
     found = subprocess.run([*git, "rev-parse", "--short=7", "HEAD"], capture_output=True, text=True)
     if found.returncode:
