@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,7 +110,23 @@ def _torchvision(entry: Entry, **more: Any) -> nn.Module:
     import torchvision
 
     backbone = {"weights_backbone": None} if entry.family in ("segmentation", "detection") else {}
-    return torchvision.models.get_model(entry.name, weights=None, **backbone, **entry.settings, **more)
+    settings = {**entry.settings, **more}
+    sizes = {name: settings.pop(name) for name in ("spatial_size", "temporal_size") if name in settings}
+    with _of_clips(sizes) if sizes else contextlib.nullcontext():
+        return torchvision.models.get_model(entry.name, weights=None, **backbone, **settings)
+
+
+@contextlib.contextmanager
+def _of_clips(sizes: dict[str, Any]) -> Iterator[None]:
+    """Have torchvision make MViT for other clips than those of 16 x 224 x 224 that its makers insist on."""
+    from torchvision.models.video import mvit
+
+    make = mvit._mvit
+    mvit._mvit = lambda *args, **settings: make(*args, **{**settings, **sizes})
+    try:
+        yield
+    finally:
+        mvit._mvit = make
 
 
 def _clip(entry: Entry) -> Subject:
