@@ -4,8 +4,7 @@
 
     path = rs.convert("demo", mode="dr2")                     # source -> artifact
     model = rs.load(path)                                     # artifact -> network
-    schedule = rs.CoefficientSchedule.from_manifest(model, total_steps=1000)
-    ...                                                       # train as before; schedule.step()
+    ...                                                       # train as before
     rs.save(model, "finetuned")
 
 or, for a network of one's own, `rs.rewire(model, example_inputs=...)`. Importing this does not import torch.

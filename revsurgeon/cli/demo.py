@@ -141,11 +141,10 @@ def _finetune(out: Output, path: Path, steps: int) -> dict[str, Any]:
 
     out.heading("5. Finetuning")
     out.print(
-        "A new domain: printed digits, shifted and noisy. All parameters move, and the coefficients",
-        "move along the recipe's schedule.",
+        "A new domain: printed digits, shifted and noisy. It is trained like any other module; alpha and",
+        "beta stay where they are.",
         ">>> model = revsurgeon.load(path)",
-        ">>> schedule = revsurgeon.CoefficientSchedule.from_manifest(model, total_steps)",
-        ">>> loss.backward(); optimizer.step(); schedule.step()",
+        ">>> loss.backward(); optimizer.step()",
     )
     out.step("Loading what was written")
     model = rs.load(path)

@@ -46,7 +46,7 @@ Mode = Annotated[
     Literal["dr2", "re2"] | None,
     typer.Option(
         metavar="MODE",
-        help="dr2 starts near the pretrained network and moves away from it; re2 is Re2TAL's hard switch. "
+        help="dr2 starts near the pretrained network; re2 is Re2TAL's hard switch. "
         "Default: dr2, or the recipe's.",
     ),
 ]
@@ -54,7 +54,7 @@ Recipe = Annotated[
     str | None,
     typer.Option(
         metavar="NAME|FILE",
-        help="What to rewire, with which coefficients and schedule. Default: dr2-balanced or re2, by mode.",
+        help="What to rewire, with which coefficients and schedule. Default: dr2-hold or re2, by mode.",
     ),
 ]
 Output = Annotated[

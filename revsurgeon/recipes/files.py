@@ -13,7 +13,7 @@ from revsurgeon.recipes.mistakes import located
 from revsurgeon.recipes.schema import Recipe
 from revsurgeon.recipes.strict_yaml import MAX_BYTES, YamlError, parse_yaml
 
-_DEFAULTS = {"dr2": "dr2-balanced", "re2": "re2"}
+_DEFAULTS = {"dr2": "dr2-hold", "re2": "re2"}
 
 
 def load_recipe(name_or_path: str | Path | None, mode: str = "dr2") -> Recipe:

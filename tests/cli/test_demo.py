@@ -35,7 +35,7 @@ def test_finetuning_teaches_the_network_the_new_domain(revsurgeon):
     assert document["accuracy_after"] > 0.8
     first, last = document["steps"][0], document["steps"][-1]
     assert (first["alpha"], first["beta"]) == (0.95, 0.05)
-    assert last["beta"] > first["beta"]
+    assert (last["alpha"], last["beta"]) == (0.95, 0.05)
     kept = document["bytes_kept_for_backward"]
     assert kept["reversible"] < kept["stored"] / 2
 

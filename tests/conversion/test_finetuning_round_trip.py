@@ -15,14 +15,16 @@ from tests.models import residual_stack, seeded
 
 from .conftest import Run
 
-START = {"dr2": (0.95, 0.05), "re2": (0.0, 1.0)}  # of the ladder, the first whose drift is below 5 %
+FOUND = (0.95, 0.05)  # of the ladder, the first whose drift is below 5 %
+START = {"dr2": FOUND, "dr2-balanced": FOUND, "re2": (0.0, 1.0)}
+"""By mode or recipe."""
 
 
-@pytest.fixture(scope="module", params=["dr2", "re2"])
+@pytest.fixture(scope="module", params=["dr2-balanced", "re2"])
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A mode, and the demo converted in it."""
+    """A recipe, and the demo converted by it."""
     output = tmp_path_factory.mktemp("demo") / f"demo-{request.param}"
-    return request.param, rs.convert("demo", mode=request.param, output=output)
+    return request.param, rs.convert("demo", recipe=request.param, output=output)
 
 
 def finetune(model: nn.Module, schedule: rs.CoefficientSchedule, steps: int) -> None:
@@ -52,18 +54,18 @@ def test_the_command_line_records_the_modes_start_point(revsurgeon: Run, mode: s
 def test_what_loads_is_the_librarys_own_class_at_the_recorded_coefficients(demo: tuple[str, Path]) -> None:
     from timm.models import VisionTransformer
 
-    mode, path = demo
+    recipe, path = demo
     model = rs.load(path)
     assert type(model) is VisionTransformer
     assert {type(block).__module__ for block in model.blocks} == {"timm.models.vision_transformer"}
     assert not any(module.training for module in model.modules())
-    assert [(chain.alpha, chain.beta) for chain in rs.chains(model)] == [START[mode]]
+    assert [(chain.alpha, chain.beta) for chain in rs.chains(model)] == [START[recipe]]
 
 
 def test_a_finetuned_network_is_saved_with_its_weights_coefficients_and_schedule(
     demo: tuple[str, Path], tmp_path: Path
 ) -> None:
-    mode, path = demo
+    recipe, path = demo
     original = rs.load(path)
     model = rs.load(path)
     schedule = rs.CoefficientSchedule.from_manifest(model, total_steps=10)
@@ -81,8 +83,7 @@ def test_a_finetuned_network_is_saved_with_its_weights_coefficients_and_schedule
     images = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(model(images), again(images))
-    if mode == "dr2":
-        assert rs.get_coefficients(again) != START[mode]
+    assert (rs.get_coefficients(again) == START[recipe]) == (recipe == "re2")
 
 
 def test_a_saved_schedule_resumes_where_it_stood(demo: tuple[str, Path], tmp_path: Path) -> None:

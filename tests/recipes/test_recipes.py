@@ -83,15 +83,17 @@ def test_paper_moves_from_1_and_a_tenth_in_steps_until_an_epoch() -> None:
     assert recipe.schedule.until.epochs is not None
 
 
-def test_hold_has_nowhere_to_go() -> None:
-    assert load_recipe("dr2-hold").end is None
+def test_hold_stays_where_the_drift_lets_it_start_in_exact_arithmetic() -> None:
+    recipe = load_recipe("dr2-hold")
+    assert (recipe.start, recipe.max_drift, recipe.arithmetic) == ("auto", 0.05, "exact")
+    assert (recipe.end, recipe.schedule) == (None, None)
 
 
 def test_the_videomae_preset_suggests_its_source() -> None:
     assert load_recipe("videomae-small").source == "facebook/videomae-small"
 
 
-@pytest.mark.parametrize(("mode", "name"), [("dr2", "dr2-balanced"), ("re2", "re2")])
+@pytest.mark.parametrize(("mode", "name"), [("dr2", "dr2-hold"), ("re2", "re2")])
 def test_without_a_recipe_the_mode_chooses_the_preset(mode: str, name: str) -> None:
     assert load_recipe(None, mode) == load_recipe(name)
 
@@ -405,12 +407,12 @@ def test_an_end_without_a_schedule_gets_the_linear_one() -> None:
 
 
 def test_a_start_to_search_for_becomes_the_one_that_was_found_and_a_given_one_stays() -> None:
-    balanced, hold = load_recipe("dr2-balanced"), load_recipe("dr2-hold")
+    balanced, paper = load_recipe("dr2-balanced"), load_recipe("dr2-paper")
     found = balanced.starting_at(0.98, 0.02)
     assert (found.start, found.max_drift) == (Coefficients(alpha=0.98, beta=0.02), None)
     assert Recipe.model_validate(parse_yaml(found.to_yaml()).data) == found
     assert Recipe.model_validate(parse_yaml(balanced.to_yaml()).data) == balanced
-    assert hold.starting_at(0.98, 0.02) == hold
+    assert paper.starting_at(0.98, 0.02) == paper
 
 
 def test_mode_re2_alone_is_a_whole_recipe(tmp_path: Path) -> None:

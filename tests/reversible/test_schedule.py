@@ -91,16 +91,29 @@ def test_its_state_resumes_where_it_stood(network: nn.Module) -> None:
     assert schedule.state_dict() == resumed.state_dict()
 
 
-def test_the_recipes_schedule_is_the_rewired_networks(network: nn.Module) -> None:
+def test_the_recipes_schedule_is_the_rewired_networks() -> None:
+    network, inputs = residual_stack(2)
+    rs.rewire(network, example_inputs=inputs, recipe="dr2-balanced")
     schedule = rs.CoefficientSchedule.from_manifest(network, total_steps=4)
     start = rs.get_coefficients(network)  # dr2-balanced searches for it
     assert schedule.coefficients_at(0) == start
     assert start[0] == 1 - start[1]
     assert schedule.coefficients_at(4) == (0.3, 0.7)
-    inputs = residual_stack(2)
-    held = rs.rewire(inputs[0], example_inputs=inputs[1], recipe="dr2-hold")
-    schedule = rs.CoefficientSchedule.from_manifest(held, total_steps=4)
-    assert schedule.coefficients_at(0) == schedule.coefficients_at(4) == rs.get_coefficients(held)
+
+
+def test_a_schedule_counts_the_steps_of_a_network_that_stays_and_moves_nothing() -> None:
+    network, inputs = residual_stack(2)
+    rs.rewire(network, example_inputs=inputs)  # dr2-hold
+    start = rs.get_coefficients(network)
+    schedule = rs.CoefficientSchedule.from_manifest(network, total_steps=3)
+    for _ in range(5):  # two more than were announced
+        schedule.step()
+        assert rs.get_coefficients(network) == start
+    state = schedule.state_dict()
+    assert (state["steps_done"], state["start"], state["end"]) == (5, list(start), list(start))
+    resumed = rs.CoefficientSchedule.from_manifest(network, total_steps=3)  # its chains know where it stands
+    assert resumed.state_dict() == state
+    assert rs.get_coefficients(network) == start
 
 
 @pytest.mark.parametrize(
