@@ -5,10 +5,13 @@ from __future__ import annotations
 import enum
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+
+if TYPE_CHECKING:
+    from revsurgeon.anatomy.trace import BlockTracer
 
 CONSTANT_TYPES = (
     *(bool, int, float, complex, str, bytes, type(None), enum.Enum),
@@ -32,6 +35,8 @@ class TraceError(Exception):
 
 class ValueProxy(fx.Proxy):
     """A proxy that knows its example value."""
+
+    tracer: BlockTracer
 
     @property
     def value(self) -> Any:
@@ -78,7 +83,7 @@ class ValueProxy(fx.Proxy):
             raise TraceError(f"Python code depends on the data in {self.node.name!r}")
         if self.node.meta.get("opaque"):
             raise TraceError(f"its own code decides by an argument of type {type(self.value).__name__}")
-        self.tracer.specialised = True  # type: ignore[attr-defined]
+        self.tracer.specialised = True
         return self.value
 
     def __bool__(self) -> bool:

@@ -112,11 +112,12 @@ def segment_block(trace: Trace, stream: int, output: int, granularity: str = "se
     segments = [_build(group, nodes, leaf_index, flow, out) for group, nodes, out in rows]
     if spec.is_leaf():
         return BlockGraphs(segments, None, ())
-    finish, extras, _ = _copy(finish_slice, sink, leaf_index, flow, rewrite={}, given=given)
+    copy = _copy(finish_slice, sink, leaf_index, flow, rewrite={}, given=given)
+    finish = copy.graph
     mapping = {node.meta["of"]: node for node in finish.nodes if "of" in node.meta}
     mapping.update(dict.fromkeys(nothing))
     finish.output(fx.node.map_arg(trace.graph.output_node().args[0], lambda n: mapping[n]))
-    return BlockGraphs(segments, finish, extras)
+    return BlockGraphs(segments, finish, copy.extras)
 
 
 def residual_scopes(trace: Trace, stream: int, output: int) -> set[str]:
@@ -168,12 +169,13 @@ def _build(
     # once and the branches still see what they saw. With operations in between, every skip is scaled.
     whole = len(residual) == len(group) > 1 and all(i.add is i.end and i.skip is not None for i in group)
     whole = whole and not any(is_product(i.skip) for i in group if i.skip is not None)
-    graph, extras, copies = _copy(nodes, start, leaf_index, flow, rewrite={} if whole else rewrite)
+    copy = _copy(nodes, start, leaf_index, flow, rewrite={} if whole else rewrite)
+    graph, copies = copy.graph, copy.copies
     result = copies[end]
     if whole:
-        result = graph.placeholders_by_name["x"]  # type: ignore[attr-defined]
+        result = copy.x
         for number, interval in enumerate(group):
-            result = _twin_add(graph, interval, copies, result, scale=number == 0)
+            result = _twin_add(copy, interval, result, scale=number == 0)
     graph.output((result, *(copies[n] for n in sides)) if sides else result)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op != "call_function" or n.target not in (getattr,))
     graph.lint()
@@ -181,25 +183,38 @@ def _build(
     attributes = tuple(dict.fromkeys(str(n.target) for n in nodes if n.op == "get_attr"))
     kinds = {"scaled" if i.skip is not None and is_product(i.skip) else "identity" for i in residual}
     kind = "scaled" if "scaled" in kinds else "identity"
-    return SegmentGraph(graph, extras, branch, kind, attributes, tuple(n.name for n in sides))
+    return SegmentGraph(graph, copy.extras, branch, kind, attributes, tuple(n.name for n in sides))
 
 
-def _twin_add(
-    graph: fx.Graph, interval: Interval, copies: dict[fx.Node, fx.Node], twin: fx.Node, scale: bool
-) -> fx.Node:
+@dataclass
+class _Copy:
+    """Nodes of a block's graph in a graph of their own, which has no output yet.
+
+    Attributes:
+        graph: with placeholders x, alpha and the arguments that it reads.
+        extras: which of the block's flattened arguments these are.
+        copies: from the block's nodes to their copies.
+        x, alpha: the placeholders.
+    """
+
+    graph: fx.Graph
+    extras: tuple[int, ...]
+    copies: dict[fx.Node, fx.Node]
+    x: fx.Node
+    alpha: fx.Node
+
+
+def _twin_add(copy: _Copy, interval: Interval, twin: fx.Node, scale: bool) -> fx.Node:
     """The same addition once more, onto the scaled skip."""
     assert interval.add is not None
     left, right = interval.add.args
     left_is_skip = left is interval.skip
-    operands = (twin, copies[right]) if left_is_skip else (copies[left], twin)  # type: ignore[index]
+    branch = fx.node.map_arg(right if left_is_skip else left, copy.copies.__getitem__)
+    operands = (twin, branch) if left_is_skip else (branch, twin)
     if not scale:
-        return graph.call_function(operator.add, operands)
-    arguments = (*operands, _alpha(graph), 0 if left_is_skip else 1, False)
-    return graph.create_node("call_function", residual_add, arguments, {}, "twin")
-
-
-def _alpha(graph: fx.Graph) -> fx.Node:
-    return graph.placeholders_by_name["alpha"]  # type: ignore[attr-defined]
+        return copy.graph.call_function(operator.add, operands)
+    arguments = (*operands, copy.alpha, 0 if left_is_skip else 1, False)
+    return copy.graph.create_node("call_function", residual_add, arguments, {}, "twin")
 
 
 def _copy(
@@ -209,12 +224,11 @@ def _copy(
     flow: Flow,
     rewrite: dict[fx.Node, Interval],
     given: Sequence[fx.Node] = (),
-) -> tuple[fx.Graph, tuple[int, ...], dict[fx.Node, fx.Node]]:
+) -> _Copy:
     """A new graph of `nodes` with placeholders x, alpha, the arguments that they read, and what is given."""
     graph = fx.Graph()
-    x = graph.placeholder("x")
+    x = stream = graph.placeholder("x")
     alpha = graph.placeholder("alpha")
-    graph.placeholders_by_name = {"x": x, "alpha": alpha}  # type: ignore[attr-defined]
     arguments = [n for n in nodes if n.op == "placeholder"]
     copies: dict[fx.Node, fx.Node] = {n: graph.placeholder(n.name) for n in (*arguments, *given)}
     if any(start in n.meta.get("mutates", ()) and n not in rewrite for n in nodes):
@@ -240,7 +254,7 @@ def _copy(
     x.meta["of"] = start
     for argument in (*arguments, *given):
         copies[argument].meta["of"] = argument
-    return graph, tuple(leaf_index[n] for n in arguments), copies
+    return _Copy(graph, tuple(leaf_index[n] for n in arguments), copies, stream, alpha)
 
 
 def _rewritten_add(

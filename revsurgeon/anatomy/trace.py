@@ -160,6 +160,7 @@ class BlockTracer(fx.Tracer):
         self.evaluating = True
         try:
             with torch.no_grad(), _Random() as random:
+                # The types are not told to mypy: node.op says what node.target is.
                 if node.op == "get_attr":
                     result = operator.attrgetter(node.target)(self.root)  # type: ignore[arg-type]
                 elif node.op == "call_module":
