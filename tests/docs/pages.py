@@ -1,7 +1,10 @@
 """The code on a page of the documentation, and how it is run as it stands.
 
 ``python`` blocks are run in order in one namespace, ``bash`` blocks line by line, all in one directory. A
-block under the comment ``<!-- not run: REASON -->`` is left out.
+paragraph in italics above a block, which readers see too, says where that is not so:
+
+    *Tests run this with `--batch 2` in place of `--batch 64`, `demo` in place of `SOURCE`.*
+    *No test runs this: REASON.*
 """
 
 from __future__ import annotations
@@ -23,8 +26,11 @@ from revsurgeon.cli.app import run as run_command
 ROOT = Path(__file__).parents[2]
 
 _BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<reason>[^\n]+?) -->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
+    r"^(?:\*(?:Tests run this with (?P<instead>[^*]+)|No test runs this: (?P<reason>[^*]+))\.\*\n\n)?"
+    r"```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    re.M | re.S,
 )
+_STAND_IN = re.compile(r"`([^`]+)`\s+in\s+place\s+of\s+`([^`]+)`")
 _HEADING = re.compile(r"^## (.+)$", re.M)
 
 
@@ -37,7 +43,7 @@ class Block:
         line: of the page, on which its code begins.
         section: the heading above it; "" before the first one.
         language: behind the fence.
-        code: its lines.
+        code: its lines, as tests run them.
         not_run: why it is left out.
     """
 
@@ -63,9 +69,32 @@ def blocks(page: Path, *languages: str) -> list[Block]:
         headings = _HEADING.findall(text[: match.start()])
         line = text.count("\n", 0, match.start("code")) + 1
         section = headings[-1] if headings else ""
-        parts = match["language"], match["code"], match["reason"]
-        found.append(Block(page, line, section, *parts))
+        code = with_stand_ins(match["code"], match["instead"] or "")
+        assert match["language"] != "bash" or programs(code) == programs(match["code"]), (
+            f"{page}:{line}: a stand-in must not change the program"
+        )
+        found.append(Block(page, line, section, match["language"], code, match["reason"]))
     return [block for block in found if block.language in languages]
+
+
+def with_stand_ins(code: str, instead: str) -> str:
+    """Code with the texts of "`NEW` in place of `OLD`" put in.
+
+    Raises:
+        AssertionError: a text that is to be replaced is not there.
+    """
+    pairs = _STAND_IN.findall(instead)
+    assert bool(pairs) == bool(instead), f"nothing is replaced: {instead}"
+    changed = code
+    for new, old in pairs:
+        assert old in changed, f"{old!r} is not in the block"
+        changed = changed.replace(old, new)
+    return changed
+
+
+def programs(code: str) -> list[list[str]]:
+    """The first word of every line."""
+    return [line.split()[:1] for line in code.splitlines()]
 
 
 def run_page(page: Path, folder: Path) -> dict[str, Any]:

@@ -68,10 +68,24 @@ def test_a_line_that_fails_fails_and_a_traceback_names_the_line_of_the_page(tmp_
 
 def test_a_block_that_is_marked_is_left_out_and_its_reason_is_known(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    marked = "<!-- not run: it needs a GPU -->\n```python\nraise SystemError\n```\n"
+    marked = "*No test runs this: it needs a GPU.*\n\n```python\nraise SystemError\n```\n"
     page.write_text(f"{marked}\n```python\ndone = True\n```\n", encoding="utf-8")
     assert run_page(page, tmp_path)["done"]
     assert [block.not_run for block in blocks(page, "python")] == ["it needs a GPU", None]
+
+
+def test_sizes_are_replaced_as_the_page_says(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    told = "*Tests run this with `3` in place of `300`,\n`y` in\nplace of `x`.*"
+    page.write_text(f"{told}\n\n```python\nx = 300\n```\n", encoding="utf-8")
+    assert run_page(page, tmp_path)["y"] == 3
+    for code, message in (("z = 300\n", "'x' is not in"), ("300 x\n", "the program")):
+        page.write_text(f"{told}\n\n```bash\n{code}```\n", encoding="utf-8")
+        with pytest.raises(AssertionError, match=message):
+            blocks(page, "bash")
+    page.write_text("*Tests run this with other sizes.*\n\n```bash\ntrue\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="nothing is replaced"):
+        blocks(page, "bash")
 
 
 def test_output_can_be_written_to_a_file_as_in_a_shell(tmp_path: Path) -> None:
