@@ -125,20 +125,20 @@ def rewire_with_checks(
         raise nothing_to_rewire(type(model).__name__, anatomy)
     with untouched(model):
         reference = reference_outputs(model, example_inputs) if check else []
-    attach(model, specs_of(anatomy, recipe), granularity=recipe.granularity)
     found = None
     try:
+        attach(model, specs_of(anatomy, recipe), granularity=recipe.granularity)
         with untouched(model):
             if check:
                 found = check_and_start(model, reference, recipe, arithmetic or recipe.arithmetic)
             else:
                 start_unchecked(model, recipe, arithmetic or recipe.arithmetic)
-    except BaseException:
+        plan = plan_of(recipe, get_coefficients(model))
+        for chain in chains(model):
+            chain.plan = plan
+    except BaseException:  # a Ctrl-C too must leave the network as it was
         detach(model)
         raise
-    plan = plan_of(recipe, get_coefficients(model))
-    for chain in chains(model):
-        chain.plan = plan
     return anatomy, found
 
 
