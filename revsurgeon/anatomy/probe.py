@@ -149,7 +149,8 @@ def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
     def before(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = Call(path, module, args, kwargs, stack[-1] if stack else None, stamps((args, kwargs)))
+            parent = stack[-1] if stack else None
+            call = Call(path, module, _as_given(args), _as_given(kwargs), parent, stamps((args, kwargs)))
             (stack[-1].children if stack else roots).append(call)
             stack.append(call)
 
@@ -182,6 +183,15 @@ def _recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         for module, flag in training.items():
             module.training = flag
     return roots[0]
+
+
+def _as_given(tree: Any) -> Any:
+    """The same objects in other lists and dictionaries: networks write into those that they are given."""
+    if type(tree) in (tuple, list):
+        return type(tree)(_as_given(part) for part in tree)
+    if type(tree) is dict:
+        return {name: _as_given(part) for name, part in tree.items()}
+    return tree
 
 
 def stamps(tree: Any) -> dict[Stamp, torch.Tensor]:
