@@ -203,16 +203,10 @@ def attach(model: nn.Module, specs: Sequence[ChainSpec], *, granularity: str = "
     """Put chains on a network; they start at (1, 0), the network as it was.
 
     Raises:
-        UnsupportedModelError: a block is missing.
+        UnsupportedModelError: a block is missing, is the network itself, or is in a chain already.
     """
     modules = dict(model.named_modules())
-    missing = [path for spec in specs for path in spec.blocks if path not in modules]
-    if missing:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no module {missing[0]!r}.",
-            where=f"{len(missing)} of the blocks to rewire are missing",
-            hint="The chains belong to another architecture, or to another version of it.",
-        )
+    _check_blocks(model, modules, specs)
     attached = []
     for spec in specs:
         chain = Chain(
@@ -232,6 +226,34 @@ def attach(model: nn.Module, specs: Sequence[ChainSpec], *, granularity: str = "
             forward = RewiredForward(block, chain, path, stream, output, segments, granularity)
             block.__dict__["forward"] = forward
     return attached
+
+
+def _check_blocks(model: nn.Module, modules: dict[str, nn.Module], specs: Sequence[ChainSpec]) -> None:
+    """Whether each block is there, and for one chain only; before anything is put in place."""
+    name = type(model).__name__
+    missing = [path for spec in specs for path in spec.blocks if path not in modules]
+    if missing:
+        raise UnsupportedModelError(
+            f"{name} has no module {missing[0]!r}.",
+            where=f"{len(missing)} of the blocks to rewire are missing",
+            hint="The chains belong to another architecture, or to another version of it.",
+        )
+    taken: dict[str, str] = {}
+    for spec in specs:
+        for path in dict.fromkeys(spec.blocks):
+            if not path:
+                raise UnsupportedModelError(
+                    f"a block of chain {spec.name!r} has an empty path, which is {name} itself.",
+                    hint="A block is a module inside of the network; give its dotted path.",
+                )
+            if path in taken or is_rewired(modules[path]):
+                where = f"chains {taken[path]!r} and {spec.name!r}" if path in taken else "rewired before"
+                raise UnsupportedModelError(
+                    f"block {path!r} of {name} would be in two chains.",
+                    where=where,
+                    hint="A block that runs several times comes several times in one chain.",
+                )
+            taken[path] = spec.name
 
 
 def detach(model: nn.Module) -> None:
