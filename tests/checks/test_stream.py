@@ -93,8 +93,9 @@ print(peak() - before)
 def peak(path: Path, how: str, small: Path) -> int:
     """Bytes by which a process grows while it verifies, once it has verified `small`.
 
-    glibc gives what is above its threshold back to the system as soon as it is freed. The threshold moves up to
-    32 MB by itself, above the tensors here, and then holes in the heap count too, by chance; hence it is held.
+    glibc gives what is above its threshold back to the system as soon as it is freed. The threshold moves up
+    to 32 MB by itself, above the tensors here, and then holes in the heap count too, by chance; hence it is
+    held.
     """
     done = subprocess.run(
         [sys.executable, "-c", DEEP, str(path), how, str(small)],
