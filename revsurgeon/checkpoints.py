@@ -83,8 +83,13 @@ def load(
             )
         config = None if manifest.config is None else manifest.config.encode()
         build: Any = dict(manifest.build)
+        # A config may ask for any size: its parameters never have memory of their own, only the files'.
         into = build_architecture(
-            build, config, allow_python=allow_python, trust_remote_code=trust_remote_code
+            build,
+            config,
+            device="stand-ins",
+            allow_python=allow_python,
+            trust_remote_code=trust_remote_code,
         )
     attached = attach(
         into, [spec_of(chain) for chain in manifest.chains], granularity=manifest.recipe.granularity

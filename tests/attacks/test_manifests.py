@@ -102,6 +102,17 @@ def test_a_build_that_reaches_out_is_refused(
     assert "evil" not in sys.modules
 
 
+def test_a_network_larger_than_its_files_is_refused_by_its_shapes_and_has_no_memory_first(
+    demo: Path, tmp_path: Path
+) -> None:
+    """39 GB of weights in 12 layers, of which 2 GiB could be had."""
+    wide = builds("timm", VIT, model_args={"depth": 12, "embed_dim": 8192, "num_heads": 64})
+    path = with_manifest(demo, tmp_path / "hostile", wide)
+    (text,) = assert_refused(lambda: rs.load(path))
+    assert "do not fit" in text
+    assert "shape [40] in the artifact, [8192] in the network" in text
+
+
 def test_a_factory_runs_once_the_user_allows_it(
     demo: Path, tmp_path: Path, proof: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
