@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,22 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
     Kernels may sum in another order then, so that a network would not compute the same bits as with its own
     library's loading, which copies.
     """
-    return tensor if tensor.device.type != "cpu" or tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
+    return tensor if is_aligned(tensor) else tensor.clone()
 
 
-def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+def is_aligned(tensor: torch.Tensor) -> bool:
+    """Whether a tensor begins where torch's own would."""
+    return tensor.device.type != "cpu" or tensor.data_ptr() % _ALIGNMENT == 0
+
+
+def read_safetensors(file: Path, *, on_disk: bool = False) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file: pages of it where it has them aligned, else copies.
 
     Pages that were copied are let go of again and again, so that memory holds the weights once.
+
+    Args:
+        file: to read.
+        on_disk: make the copies in a file of their own, if the disk has room, and not in memory.
 
     Raises:
         SourceError: the file is damaged.
@@ -53,12 +62,13 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             names = list(opened.keys())
+        placed = _on_disk(file.stat().st_size + _ALIGNMENT * len(names)) if on_disk else aligned
         while len(tensors) < len(names):
             copied = 0
             with safe_open(file, framework="pt") as opened:
                 while len(tensors) < len(names) and copied < _COPIED_AT_ONCE:
                     name = names[len(tensors)]
-                    tensors[name] = aligned(opened.get_tensor(name))
+                    tensors[name] = placed(opened.get_tensor(name))
                     copied += tensors[name].nbytes
         return tensors
     except (SafetensorError, ValueError) as error:
@@ -67,6 +77,27 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
             where=f"{file}\n{error}",
             hint="Download or copy it again. A file that git-lfs did not fetch is a short text instead.",
         ) from None
+
+
+def _on_disk(size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`aligned`, with copies in a file of so many bytes; it is made when the first of them is due."""
+    from revsurgeon.sources.scratch import Scratch
+
+    scratch: Scratch | None = None
+    full = False
+
+    def placed(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal scratch, full
+        if full or is_aligned(tensor):
+            return aligned(tensor)
+        try:
+            scratch = scratch or Scratch(size)
+        except OSError:
+            full = True
+            return aligned(tensor)
+        return scratch.copy_of(tensor, _ALIGNMENT)
+
+    return placed
 
 
 def read_pickle(file: Path) -> dict[str, torch.Tensor]:

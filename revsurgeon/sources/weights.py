@@ -67,14 +67,17 @@ class WeightFiles:
         return hashes
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all tensors by name; they are pages of the files, not copies.
+        """Return all tensors by name: pages of the files, or copies; those of shards are on the disk too.
 
         Raises:
             SourceError: a file that is damaged, or a tensor that lies in two files.
         """
         tensors: dict[str, torch.Tensor] = {}
         for file in self.files:
-            part = read_pickle(file) if file.suffix != ".safetensors" else read_safetensors(file)
+            if file.suffix == ".safetensors":
+                part = read_safetensors(file, on_disk=self.index is not None)
+            else:
+                part = read_pickle(file)
             if twice := tensors.keys() & part.keys():
                 raise SourceError(
                     f"the tensor {min(twice)!r} is in more than one file of the checkpoint.", where=str(file)
