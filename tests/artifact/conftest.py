@@ -7,33 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from revsurgeon.artifact import ChainRecord, Manifest, write_artifact
-from revsurgeon.recipes import Coefficients, load_recipe
+from revsurgeon.artifact import Manifest, write_artifact
+
+from .small_manifest import small_manifest
 
 CONFIG = b'{"architectures": ["Demo"],\r\n "eps": 1e-06}'
 
 
 @pytest.fixture(scope="session")
 def manifest() -> Manifest:
-    return Manifest(
-        revsurgeon="0.1.0",
-        source={"spec": "org/demo@main", "kind": "hub", "repo_id": "org/demo", "files": {"a.bin": "00ff"}},
+    return small_manifest(
         build={"library": "timm", "entry": "vit_tiny", "arguments": {"img_size": (32, 32), "eps": 1e-6}},
         inputs={"0": {"shape": [1, 3, 32, 32], "dtype": "float32", "kind": "pixels"}},
-        recipe=load_recipe("dr2-balanced"),
-        chains=[
-            ChainRecord(
-                name="blocks",
-                blocks=["blocks.0", "blocks.1"],
-                segments=[2, 2],
-                streams=["x", "x"],
-                outputs=[0, 0],
-                merge="normalized",
-                copy_output=False,
-            )
-        ],
-        coefficients=Coefficients(alpha=0.9, beta=0.1),
-        arithmetic="exact",
         checks={"equality": {"passed": True, "largest difference": 0.0}, "batch sizes": 2},
     )
 

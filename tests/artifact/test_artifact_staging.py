@@ -358,10 +358,10 @@ def test_of_runs_that_start_together_exactly_one_wins(tmp_path: Path, write: Wri
         def body(card: str, output: Path = output, start: float = start) -> None:
             while time.monotonic() < start:
                 pass
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115, until the child ends
             write(output, card=card)
 
-        codes = [exit_code(child) for child in [fork(lambda c=c: body(c)) for c in ("one", "two")]]  # type: ignore[misc]
+        codes = [exit_code(child) for child in [fork(lambda c=c: body(c)) for c in ("one", "two")]]
         assert sorted(codes) == [0, 2]
         assert is_whole(output)
         assert (output / "README.md").read_text() == ("one" if codes[0] == 0 else "two")
@@ -453,7 +453,7 @@ def test_a_kill_at_a_random_moment_leaves_the_old_or_the_new(
         folder = tmp_path / f"kill{number}"
         folder.mkdir()
         before = contents(write(folder / "out")) if there else {}
-        child = fork(lambda f=folder: write(f / "out", card="new", force=True, tensors=large))  # type: ignore[misc]
+        child = fork(lambda f=folder: write(f / "out", card="new", force=True, tensors=large))
         time.sleep(duration * chance.uniform(0, 1.1))
         os.kill(child, signal.SIGKILL)
         ends.append(exit_code(child))

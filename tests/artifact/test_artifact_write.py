@@ -36,7 +36,7 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def written(output: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest, **options: object) -> Path:
-    return write_artifact(output, tensors, manifest, config=CONFIG, card="card\n", **options)  # type: ignore[arg-type]
+    return write_artifact(output, tensors, manifest, config=CONFIG, card="card\n", **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

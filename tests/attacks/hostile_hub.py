@@ -126,7 +126,7 @@ class HostileHub(hub_server.HubServer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.RequestHandlerClass = _Handler  # type: ignore[assignment]
+        self.RequestHandlerClass = _Handler
         self.lie: str | None = None
         self.failures = 0  # how many of the next requests are answered with 503
         self.asked = 0

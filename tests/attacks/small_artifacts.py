@@ -6,31 +6,14 @@ from pathlib import Path
 
 import torch
 
-from revsurgeon.artifact import ChainRecord, Manifest, write_artifact
-from revsurgeon.recipes import Coefficients, load_recipe
+from revsurgeon.artifact import write_artifact
+from tests.artifact.small_manifest import small_manifest
 
 
 def write_small(folder: Path) -> tuple[Path, Path]:
     """Write them below a folder; their directories."""
-    manifest = Manifest(
-        revsurgeon="0.1.0",
-        source={"spec": "org/demo@main", "kind": "hub", "repo_id": "org/demo", "files": {"a.bin": "00ff"}},
-        build={"library": "timm", "entry": "vit_tiny", "arguments": {"img_size": [32, 32]}},
+    manifest = small_manifest(
         inputs={"entries": {"0": {"shape": [1, 3, 32, 32], "dtype": "float32", "kind": "normal"}}},
-        recipe=load_recipe("dr2-balanced"),
-        chains=[
-            ChainRecord(
-                name="blocks",
-                blocks=["blocks.0", "blocks.1"],
-                segments=[2, 2],
-                streams=["x", "x"],
-                outputs=[0, 0],
-                merge="normalized",
-                copy_output=False,
-            )
-        ],
-        coefficients=Coefficients(alpha=0.9, beta=0.1),
-        arithmetic="exact",
         schedule_state={"step": 3},
         checks={"equality": {"passed": True, "difference": 0.0}},
     )

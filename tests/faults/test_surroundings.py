@@ -40,7 +40,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def quick(output: Path, source: str = "demo", **options: object) -> Path:
-    return rs.convert(source, output=output, verify=False, start=(0.9, 0.1), arithmetic="exact", **options)  # type: ignore[arg-type]
+    return rs.convert(source, output=output, verify=False, start=(0.9, 0.1), arithmetic="exact", **options)
 
 
 # Little room

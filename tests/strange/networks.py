@@ -227,7 +227,7 @@ def _added(x: torch.Tensor, f: torch.Tensor, plan: BranchPlan) -> torch.Tensor:
     if plan.add == "minus":
         return x - f
     if plan.add == "sum":
-        return sum([x, f])  # type: ignore[return-value]
+        return sum([x, f])
     return x + f
 
 
@@ -410,8 +410,8 @@ def build(plan: NetworkPlan, seed: int) -> tuple[Network, torch.Tensor]:
     network = Network(plan)
     for module in network.modules():  # statistics that are not those of an untouched network
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]
-            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
     shape = (2, 3, HEIGHT, WIDTH) if plan.images else (2, TOKENS, 3)
     return network, torch.randn(shape)
 

@@ -106,7 +106,7 @@ def step(
         found = network(x)
         outputs = [t for t in pytree.tree_leaves(found) if isinstance(t, torch.Tensor)]
         loss = sum((t * torch.linspace(-1, 1, t.numel(), dtype=t.dtype).view(t.shape)).sum() for t in outputs)
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
     gradients = {n: None if p.grad is None else p.grad.clone() for n, p in network.named_parameters()}
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     with torch.no_grad():
@@ -217,8 +217,8 @@ def assert_gradients(network: nn.Module, x: torch.Tensor, *, training: bool, ord
     assert torch.equal(reversible.random, expected.random)
     names = [n for n, g in expected.gradients.items() if g is not None]
     assert names == [n for n, g in reversible.gradients.items() if g is not None]
-    off = sum(float((reversible.gradients[n] - expected.gradients[n]).square().sum()) for n in names)  # type: ignore[operator]
-    length = sum(float(expected.gradients[n].square().sum()) for n in names)  # type: ignore[union-attr]
+    off = sum(float((reversible.gradients[n] - expected.gradients[n]).square().sum()) for n in names)
+    length = sum(float(expected.gradients[n].square().sum()) for n in names)
     segments = max(sum(chain.segments) for chain in rs.chains(network))
     bound = REPEATS / 0.8**segments * max(length**0.5, 1.0)
     assert off**0.5 <= bound, f"gradients against the equations: {off**0.5} above {bound}"
