@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.finetune.digit_images import generator, noised, test_digits, train_digits, turned
-from benchmarks.finetune.task import Batch, Settings
+from benchmarks.finetune.task import Batch, Settings, beside
 
 _VIEWS = 4
 _OPTIONS: dict[str, Any] = {
@@ -56,8 +56,9 @@ class DigitsTask:
         draw = generator(1, seed)
         images, labels = train_digits()
         chosen = torch.randint(len(labels), (self.settings.pretraining_batch,), generator=draw)
-        seen = noised(turned(images[chosen], 0, 45, draw), 0.1, draw)
-        return F.cross_entropy(network(_normal(seen)), labels[chosen], label_smoothing=0.1)
+        seen = _normal(noised(turned(images[chosen], 0, 45, draw), 0.1, draw))
+        seen, wanted = beside(network, (seen, labels[chosen]))
+        return F.cross_entropy(network(seen), wanted, label_smoothing=0.1)
 
     def batch(self, seed: int, step: int) -> Batch:
         images, labels = train_digits()
@@ -67,17 +68,18 @@ class DigitsTask:
         return _shifted(images[chosen], draw), labels[chosen]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        images, labels = batch
+        images, labels = beside(network, batch)
         return F.cross_entropy(network(images), labels)
 
     @cached_property
     def _test(self) -> Batch:
         images, labels = test_digits()
-        return _shifted(images.repeat(_VIEWS, 1, 1), generator(4)), labels.repeat(_VIEWS)
+        seen, wanted = _shifted(images.repeat(_VIEWS, 1, 1), generator(4)), labels.repeat(_VIEWS)
+        return seen[: self.settings.test_samples], wanted[: self.settings.test_samples]
 
     @torch.no_grad()
     def score(self, network: nn.Module) -> float:
-        images, labels = self._test
+        images, labels = beside(network, self._test)
         return 100 * float((network(images).argmax(1) == labels).float().mean())
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 from benchmarks.finetune.arms import ARMS, TAU, UPDATES
 from benchmarks.finetune.claims import CHOICES, MARGIN, OURS, PAPERS, Claim
-from benchmarks.finetune.results import FOLDER, Results
+from benchmarks.finetune.results import FOLDER, PAGE, Results
 from benchmarks.finetune.statistics import Spread, difference, figures
-from benchmarks.finetune.tasks import TASKS
+from benchmarks.finetune.tasks import FOR_A_GPU, TASKS
 
-PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 BEGIN = "<!-- from here to the end mark: python -m benchmarks.finetune --table -->"
 END = "<!-- end mark -->"
 NOT_YET = "not run yet"
@@ -47,8 +46,14 @@ def write_page(folder: Path = FOLDER, page: Path = PAGE) -> None:
     """
     before, rest = page.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
-    text = tables({name: Results(name, folder) for name in TASKS})
+    text = tables(shown(folder))
     page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def shown(folder: Path = FOLDER) -> dict[str, Results]:
+    """The results that the page has columns for: those for a GPU once there are any."""
+    found = {name: Results(name, folder) for name in TASKS}
+    return {name: result for name, result in found.items() if result.rows or name not in FOR_A_GPU}
 
 
 def tables(results: Mapping[str, Results]) -> str:
@@ -100,12 +105,12 @@ def _circumstances(results: Mapping[str, Results]) -> str:
     if not rows:
         return f"{NOT_YET.capitalize()}."
     versions = sorted({", ".join(f"{n} {v}" for n, v in row["versions"].items()) for row in rows})
-    processors = sorted({row["machine"]["processor"] for row in rows})
+    processors = sorted({row.get("gpu") or f"one thread of {row['machine']['processor']}" for row in rows})
     dates = sorted({row["date"] for row in rows})
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     minutes = sum(row["cpu_seconds"] for row in rows) / 60
     return (
-        f"{len(rows)} runs on one thread of: {'; '.join(processors)}; {minutes:.0f} minutes of it; {when}; "
+        f"{len(rows)} runs on {'; '.join(processors)}; {minutes:.0f} minutes of a core; {when}; "
         f"{'; '.join(versions)}. In each cell: mean ± standard deviation over the seeds in per cent, and in "
         "parentheses the difference to *conventional*, paired by seed. n is 5 unless the cell says otherwise."
     )

@@ -19,12 +19,13 @@ from benchmarks.finetune.training import train
 SEED = 0
 
 
-def pretrained_weights(task: Task, folder: Path | None = None) -> dict[str, Tensor]:
+def pretrained_weights(task: Task, folder: Path | None = None, device: str = "cpu") -> dict[str, Tensor]:
     """The weights that finetuning takes from pretraining, by parameter name.
 
     Args:
         task: what to pretrain.
         folder: where they are kept; None: revsurgeon-finetune among the temporary files.
+        device: to pretrain on, if they are not there.
     """
     folder = folder or Path(tempfile.gettempdir()) / "revsurgeon-finetune"
     wanted = {n: v for n, v in task.settings.to_dict().items() if n.startswith("pretraining")}
@@ -33,7 +34,7 @@ def pretrained_weights(task: Task, folder: Path | None = None) -> dict[str, Tens
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
-        save_file(_pretrain(task), partial)
+        save_file(_pretrain(task, device), partial)
         partial.replace(path)  # so that no other process reads half of it
     return load_file(path)
 
@@ -45,11 +46,11 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor]) -> None:
         raise ValueError(f"the network has no {unexpected[0]}")
 
 
-def _pretrain(task: Task) -> dict[str, Tensor]:
+def _pretrain(task: Task, device: str) -> dict[str, Tensor]:
     settings = task.settings
     print(f"{task.name}: pretraining, {settings.pretraining_steps} steps", file=sys.stderr, flush=True)
     torch.manual_seed(SEED)
-    network = task.pretraining_network()
+    network = task.pretraining_network().to(device)
     losses = train(
         network,
         lambda step: task.pretraining_loss(network, step),
@@ -58,4 +59,4 @@ def _pretrain(task: Task) -> dict[str, Tensor]:
     )
     shown = ", ".join(f"{loss:.2f}" for loss in losses[:: max(1, len(losses) // 10)])
     print(f"{task.name}: pretraining loss {shown}", file=sys.stderr, flush=True)
-    return {n: t.contiguous() for n, t in network.state_dict().items() if n.startswith(task.pretrained)}
+    return {n: t.cpu().contiguous() for n, t in network.state_dict().items() if n.startswith(task.pretrained)}

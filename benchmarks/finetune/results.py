@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.circumstances import circumstances
 
 FOLDER = Path(__file__).parents[1] / "results"
+PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 _LIBRARIES = ("revsurgeon", "torch", "timm", "transformers")
 
 Key = tuple[str, int]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 import revsurgeon as rs
 from benchmarks.finetune.arms import Arm
 from benchmarks.finetune.pretrained import load_weights
-from benchmarks.finetune.task import Batch, Task
+from benchmarks.finetune.task import Batch, Task, beside
 from benchmarks.finetune.training import DivergedError, train
 
 _PROBE = 10**6
 """The step whose batch the gradients' error is measured on; no training gets there."""
 
 
-def run(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor]) -> dict[str, Any]:
+def run(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor], device: str = "cpu") -> dict[str, Any]:
     """Finetune once.
 
     Args:
@@ -26,6 +26,7 @@ def run(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor]) -> dict[str
         arm: how.
         seed: of the head, of the choice of samples and of the batches; the same for all arms.
         weights: of pretraining.
+        device: "cpu" or "cuda".
 
     Returns:
         A row. Its status is "done", "diverged" (a loss or gradient that is not finite) or "failed" (the
@@ -34,8 +35,10 @@ def run(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor]) -> dict[str
     start = time.process_time()  # a clock on the wall would measure the neighbours
     row: dict[str, Any] = {"task": task.name, "arm": arm.name, "seed": seed}
     row |= {"settings": task.settings.to_dict()}
+    if device == "cuda":
+        row |= {"gpu": torch.cuda.get_device_name()}
     try:
-        row |= {"status": "done", **_figures(task, arm, seed, weights)}
+        row |= {"status": "done", **_figures(task, arm, seed, weights, device)}
     except DivergedError as error:
         row |= {"status": "diverged", "detail": str(error)}
     except (rs.RevsurgeonError, RuntimeError, ArithmeticError) as error:
@@ -43,12 +46,13 @@ def run(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor]) -> dict[str
     return {**row, "cpu_seconds": round(time.process_time() - start, 1)}
 
 
-def _figures(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor]) -> dict[str, Any]:
+def _figures(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor], device: str) -> dict[str, Any]:
     steps = task.settings.steps
     torch.manual_seed(seed)
     network = task.network()
     if arm.pretrained:
         load_weights(network, weights)
+    network.to(device)
     if arm.frozen:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(not name.startswith(task.backbone))
@@ -57,7 +61,7 @@ def _figures(task: Task, arm: Arm, seed: int, weights: dict[str, Tensor]) -> dic
         losses = _trained(task, network, seed)
         return _ended(task, network, losses)
     probe = task.batch(seed, _PROBE)
-    rs.rewire(network, example_inputs=probe[0], recipe=recipe)
+    rs.rewire(network, example_inputs=beside(network, probe)[0], recipe=recipe)
     schedule = rs.CoefficientSchedule.from_manifest(network, total_steps=steps)
     figures: dict[str, Any] = {
         "recipe": recipe.model_dump(exclude_none=True, exclude={"description"}),

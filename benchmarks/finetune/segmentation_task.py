@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.finetune.digit_images import generator, noised, placed, test_digits, train_digits, turned
-from benchmarks.finetune.task import Batch, Settings
+from benchmarks.finetune.task import Batch, Settings, beside
 
 SIZE = 32
 _CELLS, _FILLED = 4, 0.6  # a digit stands in six of ten of 4 x 4 cells, moved by up to _AWAY pixels
@@ -86,18 +86,19 @@ class SegmentationTask:
         return _canvases(images[known], labels[known], self.settings.batch, 90, generator(23, seed, step))
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        canvases, classes = batch
+        canvases, classes = beside(network, batch)
         return F.cross_entropy(network(canvases), classes)
 
     @cached_property
     def _test(self) -> Batch:
         images, labels = test_digits()
-        return _canvases(images, labels, _TEST_CANVASES, 90, generator(24))
+        count = self.settings.test_samples or _TEST_CANVASES
+        return _canvases(images, labels, count, 90, generator(24))
 
     @torch.no_grad()
     def score(self, network: nn.Module) -> float:
         """Intersection over union of all test pixels, mean over the eleven classes."""
-        canvases, classes = self._test
+        canvases, classes = beside(network, self._test)
         found = torch.cat([network(part).argmax(1) for part in canvases.split(40)])
         shares = []
         for number in range(_CLASSES):

@@ -4,45 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from benchmarks.finetune.arms import ARMS
 from benchmarks.finetune.results import Key
+from benchmarks.finetune.task import Settings, Task
 from benchmarks.finetune.tasks import TASKS
 
 
-def rows(task: str, wanted: Sequence[Key], jobs: int) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class Sweep:
+    """What is the same for all runs.
+
+    Attributes:
+        name: of the task.
+        settings: other than the task's own.
+        device: "cpu" or "cuda".
+        weights: where pretrained weights are kept, if not where they usually are.
+    """
+
+    name: str
+    settings: Settings | None = None
+    device: str = "cpu"
+    weights: Path | None = None
+
+    def task(self) -> Task:
+        """Made anew."""
+        return TASKS[self.name](self.settings)
+
+
+def rows(sweep: Sweep, wanted: Sequence[Key], jobs: int) -> Iterator[dict[str, Any]]:
     """Run what is wanted; rows come as they are done.
 
     Args:
-        task: its name.
+        sweep: what all runs have in common.
         wanted: arms and seeds, in the order in which they are begun.
         jobs: how many at a time.
     """
     if jobs == 1 or not wanted:
-        yield from (one_run(task, arm, seed) for arm, seed in wanted)
+        yield from (one_run(sweep, arm, seed) for arm, seed in wanted)
         return
     _one_thread()
-    _weights(task)  # pretrained here, before several processes do
+    _weights(sweep)  # pretrained here, before several processes do
     context = get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.finetune.run", f"benchmarks.finetune.{task}_task"])
+    module = type(sweep.task()).__module__
+    context.set_forkserver_preload(["benchmarks.finetune.run", module])
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        yield from (f.result() for f in as_completed([pool.submit(one_run, task, *key) for key in wanted]))
+        yield from (f.result() for f in as_completed([pool.submit(one_run, sweep, *key) for key in wanted]))
 
 
-def one_run(task: str, arm: str, seed: int) -> dict[str, Any]:
+def one_run(sweep: Sweep, arm: str, seed: int) -> dict[str, Any]:
     """One run, with the pretrained weights of the cache."""
     from benchmarks.finetune.run import run
 
     _one_thread()
-    return run(TASKS[task](None), ARMS[arm], seed, _weights(task))
+    return run(sweep.task(), ARMS[arm], seed, _weights(sweep), sweep.device)
 
 
-def _weights(task: str) -> dict[str, Any]:
+def _weights(sweep: Sweep) -> dict[str, Any]:
     from benchmarks.finetune.pretrained import pretrained_weights
 
-    return pretrained_weights(TASKS[task](None))
+    return pretrained_weights(sweep.task(), sweep.weights, sweep.device)
 
 
 def _one_thread() -> None:

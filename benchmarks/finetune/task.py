@@ -23,6 +23,7 @@ class Settings:
         pretraining_steps: before it, once a task.
         pretraining_batch: samples a step there.
         pretraining_rate: its learning rate.
+        test_samples: so many of the test samples only; None: all.
     """
 
     steps: int
@@ -32,10 +33,30 @@ class Settings:
     pretraining_steps: int
     pretraining_batch: int
     pretraining_rate: float
+    test_samples: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+REHEARSAL = Settings(
+    steps=2,
+    batch=2,
+    learning_rate=1e-3,
+    samples=20,
+    pretraining_steps=2,
+    pretraining_batch=2,
+    pretraining_rate=1e-3,
+    test_samples=8,
+)
+"""Enough to see that everything runs, for nobody to read a figure from."""
+
+
+def beside(network: nn.Module, batch: Batch) -> Batch:
+    """A batch on the network's device; it is made on the CPU, so that it is the same on all."""
+    device = next(network.parameters()).device
+    return batch[0].to(device), batch[1].to(device)
 
 
 class Task(Protocol):

@@ -19,6 +19,12 @@ def _video(settings: Settings | None) -> Task:
     return VideoTask(settings)
 
 
+def _video_large(settings: Settings | None) -> Task:
+    from benchmarks.finetune.video_task import LargeVideoTask
+
+    return LargeVideoTask(settings)
+
+
 def _segmentation(settings: Settings | None) -> Task:
     from benchmarks.finetune.segmentation_task import SegmentationTask
 
@@ -29,4 +35,8 @@ TASKS: dict[str, Callable[[Settings | None], Task]] = {
     "digits": _digits,
     "video": _video,
     "segmentation": _segmentation,
+    "video-large": _video_large,
 }
+
+FOR_A_GPU = ("video-large",)
+"""Hours on a GPU, and nothing for a CPU."""

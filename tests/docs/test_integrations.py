@@ -34,7 +34,9 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_begins_with_the_command_that_writes_what_its_examples_load() -> None:
-    assert [block.commands for block in blocks(PAGE, "bash")] == [[f"revsurgeon convert demo --recipe {MOVING}"]]
+    assert [block.commands for block in blocks(PAGE, "bash")] == [
+        [f"revsurgeon convert demo --recipe {MOVING}"]
+    ]
 
 
 def weights_of(model: nn.Module) -> Weights:
