@@ -59,11 +59,16 @@ def timm_entries() -> list[Entry]:
 def torchvision_entries() -> list[Entry]:
     """The smallest member of every family of torchvision's models."""
     small = {"min_size": 64, "max_size": 64}
+    few = {f"rpn_post_nms_top_n_{mode}": 20 for mode in ("train", "test")}
+    few |= {"box_detections_per_img": 4, "box_batch_size_per_image": 8}
     return [
         *(Entry("torchvision", name, "classification", "image") for name in _CLASSIFICATION),
         *(Entry("torchvision", name, "video", "clip", dict(_CLIP_SIZES.get(name, {}))) for name in _VIDEO),
         *(Entry("torchvision", name, "segmentation", "image", {"aux_loss": True}) for name in _SEGMENTATION),
-        *(Entry("torchvision", name, "detection", "detection", dict(small)) for name in _DETECTION),
+        *(
+            Entry("torchvision", name, "detection", "detection", small | (few if "rcnn" in name else {}))
+            for name in _DETECTION
+        ),
     ]
 
 
