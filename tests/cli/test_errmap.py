@@ -27,7 +27,8 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return rs.convert("demo", output=tmp_path_factory.mktemp("demo") / "here", start=(0.8, 0.2), verify=False)
+    output = tmp_path_factory.mktemp("demo") / "here"
+    return rs.convert("demo", recipe="dr2-balanced", output=output, start=(0.8, 0.2), verify=False)
 
 
 def document(path: str | Path) -> dict[str, Any]:
