@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs reads this file alone
+from commands import page as commands_page
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -37,7 +41,8 @@ def on_config(config: MkDocsConfig, **_: Any) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
-    """Add the pages from elsewhere, and the pictures of the benchmarks."""
+    """Add the pages from elsewhere, that of the commands, and the pictures of the benchmarks."""
+    files.append(File.generated(config, "commands.md", content=commands_page()))
     for path, place in TAKEN_IN.items():
         files.append(File.generated(config, place, content=(ROOT / path).read_text(encoding="utf-8")))
     for picture in sorted((ROOT / "benchmarks" / "results").glob("*.png")):

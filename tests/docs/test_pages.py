@@ -18,6 +18,8 @@ slow = pytest.mark.slow
 
 PAGES = [  # all but the first with several conversions, sweeps or processes
     "docs/not-converted.md",
+    pytest.param("docs/recipes.md", marks=slow),
+    pytest.param("docs/which-strategy.md", marks=slow),
     pytest.param("docs/export.md", marks=slow),
     pytest.param("docs/verify.md", marks=slow),
     pytest.param("docs/errmap.md", marks=slow),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import revsurgeon as rs
+from revsurgeon.cli.app import run
 from tests.docs.pages import ROOT
 
 pytestmark = pytest.mark.slow
@@ -40,13 +41,20 @@ def ids(page: Path) -> set[str]:
 def test_every_page_of_the_documentation_is_on_the_site(site: Path) -> None:
     pages = [page.stem for page in (ROOT / "docs").glob("*.md")]
     assert [page for page in pages if not (site / page / "index.html").exists()] == []
-    for page in ("how/reversible", "how/anatomy"):
+    for page in ("how/reversible", "how/anatomy", "commands"):
         assert (site / page / "index.html").exists()
 
 
 def test_every_public_name_is_on_the_api_page(site: Path) -> None:
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in (getattr(rs, name) for name in rs.__all__)}
     assert names - ids(site / "api" / "index.html") == set()
+
+
+def test_every_command_is_on_the_page_of_the_commands(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    known = set(re.findall(r"^  ([a-z]+)  ", capsys.readouterr().out, flags=re.MULTILINE))
+    assert known
+    assert known <= ids(site / "commands" / "index.html")
 
 
 def test_a_docstring_is_on_it_with_its_arguments(site: Path) -> None:
