@@ -56,7 +56,8 @@ def test_measuring_leaves_the_networks_own_gradients_alone() -> None:
 
 def test_float_gradients_that_overflow_are_recorded_as_far_away_and_exact_is_taken(tmp_path: Path) -> None:
     """Forty divisions by .1 leave nothing that a float can hold."""
-    path = rs.convert("python:tests.conversion.factories:deep_stack", output=tmp_path / "out")
+    source = "python:tests.conversion.factories:deep_stack"
+    path = rs.convert(source, output=tmp_path / "out", arithmetic="auto")
     manifest = read_manifest(path)
     assert manifest.arithmetic == "exact"
     assert manifest.checks["self_check"]["float_gradient_error"] > 1
