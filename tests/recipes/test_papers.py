@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.models import (
     torchvision_swin3d,
     two_pathways,
 )
+from tests.recipes import systems
 
 # recipe: (a small network of its kind, segments of its chains)
 SYSTEMS: dict[str, tuple[Callable[[], tuple[nn.Module, Inputs]], list[int]]] = {
@@ -31,8 +33,14 @@ SYSTEMS: dict[str, tuple[Callable[[], tuple[nn.Module, Inputs]], list[int]]] = {
     "vit-small": (timm_vit, [6]),
     "resnet-50": (timm_resnet, [2, 1, 1, 1]),
     "mvit-v2-small": (torchvision_mvit, [2, 2]),
-    "slowfast-50": (two_pathways, [1, 2, 1]),  # nothing comes between the fast pathway's stages
+    "slowfast-50": (systems.slowfast, [2, 2, 3, 3, 5, 5, 2, 2]),  # slow and fast, stage by stage
+    "slowfast-101": (systems.slowfast_101, [2, 2, 3, 3, 22, 22, 2, 2]),
+    "pix4point-vit-small": (systems.point_vit, [6]),
+    # The third stage and the encoder have chains of their own; behind the last one comes the decoder.
+    "mask2former-swin-tiny": (systems.mask2former_swin, [4, 2, 4, 2, 9]),
+    "swin-tiny-detector": (systems.deformable_detr_swin, [4, 4, 2]),
 }
+SLOW = {"slowfast-101", "mask2former-swin-tiny"}
 
 # What is the same surgery on a larger network, or on other weights.
 LIKE = {
@@ -40,15 +48,21 @@ LIKE = {
     "video-swin-base": "video-swin-small",
     "videomae-base": "videomae-small",
     "vit-mae-base": "vit-small",
+    "slowfast-101": "resnet-50",
+    "slowfast-50": "slowfast-101",
+    "pix4point-vit-small": "vit-small",
+    "mask2former-swin-tiny": "video-swin-tiny",
 }
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SYSTEMS]
+)
 def test_a_recipe_rewires_its_kind_of_network_with_exact_gradients(name: str) -> None:
     make, segments = SYSTEMS[name]
     network, inputs = seeded(make)
     recipe = load_recipe(name)
-    rs.rewire(network, example_inputs=inputs, recipe=recipe, arithmetic="exact")
+    rs.rewire(network, example_inputs=_copied(inputs), recipe=recipe, arithmetic="exact")
     assert [sum(chain.segments) for chain in rs.chains(network)] == segments
     assert rs.get_coefficients(network) == (recipe.start.alpha, recipe.start.beta)
     reversible = step(network.train(), _copied(inputs))
@@ -60,13 +74,49 @@ def _copied(inputs: Inputs) -> Any:
     return pytree.tree_map(lambda leaf: leaf, inputs)
 
 
+def test_pathways_in_a_list_that_the_network_writes_into_are_chains_of_their_own() -> None:
+    network, inputs = seeded(two_pathways)
+    rs.rewire(network, example_inputs=inputs, recipe="slowfast-50", arithmetic="exact")
+    # Nothing comes between the fast pathway's stages.
+    assert [sum(chain.segments) for chain in rs.chains(network)] == [1, 2, 1]
+    reversible = step(network.train(), _copied(inputs))
+    assert_identical(reversible, step(network, _copied(inputs), inside=rs.stored_activations(network)))
+
+
+def test_a_user_module_with_its_own_tokeniser_is_converted_and_trains_exactly(tmp_path: Path) -> None:
+    source = "python:tests.recipes.systems:point_vit"
+    path = rs.convert(source, recipe="pix4point-vit-small", arithmetic="exact", output=tmp_path / "points")
+    network, inputs = rs.load(path, allow_python=True), systems.point_vit()[1]
+    (chain,) = rs.chains(network)
+    assert (chain.name, sum(chain.segments)) == ("blocks", 6)
+    reversible = step(network.train(), inputs)
+    assert_identical(reversible, step(network, inputs, inside=rs.stored_activations(network)))
+
+
+def test_a_detectors_features_are_its_backbones_chains_and_the_source_networks_at_1_0() -> None:
+    network, inputs = seeded(systems.deformable_detr_swin)
+    backbone = network.get_submodule("model.backbone.model")
+
+    def features() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return list(backbone.eval()(inputs["pixel_values"]).feature_maps)  # type: ignore[call-overload]
+
+    expected = features()
+    rs.rewire(network, example_inputs=inputs, recipe="swin-tiny-detector", arithmetic="exact")
+    assert all("backbone" in chain.name for chain in rs.chains(network))
+    rs.set_coefficients(network, 1.0, 0.0)
+    assert all(map(torch.equal, features(), expected))
+    rs.set_coefficients(network, 0.9, 0.1)  # every resolution is read from a chain
+    assert not any(map(torch.equal, features(), expected))
+
+
 @pytest.mark.parametrize(("name", "other"), LIKE.items())
 def test_a_larger_network_of_a_kind_has_the_same_recipe(name: str, other: str) -> None:
     own = {"name", "source", "description"}
     assert load_recipe(name).model_dump(exclude=own) == load_recipe(other).model_dump(exclude=own)
 
 
-@pytest.mark.parametrize("name", [name for name in (*SYSTEMS, *LIKE) if load_recipe(name).source])
+@pytest.mark.parametrize("name", [name for name in {**SYSTEMS, **LIKE} if load_recipe(name).source])
 def test_a_recipes_source_is_written_as_the_command_line_takes_it(name: str) -> None:
     import timm
     import torchvision
@@ -82,7 +132,7 @@ def test_a_recipes_source_is_written_as_the_command_line_takes_it(name: str) -> 
         assert (colon, source.count("/")) == ("", 1)
 
 
-@pytest.mark.parametrize("name", ["resnet", "video swin"])
+@pytest.mark.parametrize("name", ["resnet", "video swin", "slowfast"])
 def test_re2_computes_the_equations_of_re2tal(name: str) -> None:
     """y_0 = x_0; x_i = relu(F_i(x_{i-1})) + y_{i-1}; y_i = x_{i-1}; behind the stage the streams' mean.
 
@@ -92,15 +142,16 @@ def test_re2_computes_the_equations_of_re2tal(name: str) -> None:
     make, equations = {
         "resnet": (timm_resnet, _re2tal_resnet),
         "video swin": (torchvision_swin3d, _re2tal_swin),
+        "slowfast": (systems.slowfast, _re2tal_slowfast),
     }[name]
     network, inputs = seeded(make)
-    rs.rewire(network, mode="re2", example_inputs=inputs)
+    rs.rewire(network, mode="re2", example_inputs=_copied(inputs))
     for chain in rs.chains(network):
         chain.merge = "normalized"
     network.eval()
     with torch.no_grad():
-        found = call(network, inputs)
-        expected = equations(network, inputs[0])
+        found = call(network, _copied(inputs))
+        expected = equations(network, *_copied(inputs))
     # Sums of two terms in another order, through as many modules; each rounds once.
     assert torch.allclose(
         found, expected, rtol=0, atol=100 * torch.finfo(torch.float32).eps * float(found.abs().max())
@@ -134,3 +185,18 @@ def _re2tal_swin(network: Any, clips: torch.Tensor) -> torch.Tensor:
         x = (x + y) / 2
     x = network.norm(x).permute(0, 4, 1, 2, 3)
     return network.head(torch.flatten(network.avgpool(x), 1))
+
+
+def _re2tal_slowfast(network: Any, pathways: list[torch.Tensor]) -> torch.Tensor:
+    stem, *stages, pool, head = network.blocks
+    streams = stem(pathways)  # its last step is a lateral connection
+    for stage in stages:
+        ends = []
+        for pathway, x in zip(stage.multipathway_blocks, streams, strict=True):
+            x = pathway.res_blocks[0](x)  # changes the shape: not a part of the reversible stage
+            y = x
+            for block in pathway.res_blocks[1:]:
+                x, y = block.branch2(x).relu() + y, x
+            ends.append((x + y) / 2)
+        streams = stage.multipathway_fusion(ends)  # the fast pathway's end goes to the slow one
+    return head(pool(streams))

@@ -45,6 +45,7 @@ def error_of(folder: Path, text: str | bytes) -> RecipeError:
 
 def test_the_presets_are_the_promised_ones() -> None:
     systems = ["mvit-v2-small", "resnet-50", "slowfast-50", "video-swin-base", "video-swin-small"]
+    systems += ["slowfast-101", "pix4point-vit-small", "mask2former-swin-tiny", "swin-tiny-detector"]
     systems += ["video-swin-tiny", "videomae-base", "videomae-small", "vit-mae-base", "vit-small"]
     assert preset_names() == sorted(["dr2-balanced", "dr2-hold", "dr2-paper", "re2", *systems])
 
