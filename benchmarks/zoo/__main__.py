@@ -2,6 +2,7 @@
 
     python -m benchmarks.zoo                                # goes on where an earlier run ended
     python -m benchmarks.zoo --only timm --match 'timm:vit*' --again
+    python -m benchmarks.zoo --merge other.jsonl            # rows of a run elsewhere, unless they are worse
     python -m benchmarks.zoo --table                        # docs/coverage.md
 
 Every network runs in a process of its own, with random weights and small inputs. It takes about an hour on
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.zoo.catalogue import LIBRARIES, entries
 from benchmarks.zoo.children import rows
+from benchmarks.zoo.ratchet import worse
 from benchmarks.zoo.results import FILE, Results
 
 
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         write_page(results)
         return 0
+    if options.merge is not None:
+        return int(_merged(results, Results(options.merge)) > 0)
     wanted = [
         entry
         for entry in entries()
@@ -51,6 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(failed > 0)
 
 
+def _merged(results: Results, other: Results) -> int:
+    """Take rows of another file; those that the ratchet complains about stay as they are, and are counted."""
+    complaints = 0
+    for key, row in other.rows.items():
+        before = results.rows.get(key)
+        if row == before or row["status"] == "not tried":
+            continue
+        complaint = worse(before, row) if before is not None else None
+        if complaint is None:
+            results.rows[key] = row
+        else:
+            print(complaint, file=sys.stderr)
+            complaints += 1
+    results.tidy({entry.key for entry in entries()})
+    return complaints
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
     parser.add_argument("--only", choices=LIBRARIES, help="one library")
@@ -59,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=240.0, help="seconds for one network")
     parser.add_argument("--memory", type=int, default=16, help="GiB of address space for one network")
     parser.add_argument("--again", action="store_true", help="also those that were examined before")
+    parser.add_argument("--merge", type=Path, help="take the rows of another results file")
     parser.add_argument("--table", action="store_true", help="write docs/coverage.md from the results")
     parser.add_argument("--results", type=Path, default=FILE, help=argparse.SUPPRESS)
     return parser

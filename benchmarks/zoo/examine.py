@@ -79,7 +79,7 @@ def _rewired_and_checked(subject: Subject) -> dict[str, Any]:
     before = {name: id(tensor) for name, tensor in network.state_dict(keep_vars=True).items()}
     anatomy = rs.inspect(network, subject.batches[0])
     if not anatomy.chains:
-        return _left_alone(anatomy)
+        return left_alone(anatomy)
     reference = reference_outputs(network, subject.batches[0])
     recipe = load_recipe("dr2-hold")
     attach(network, specs_of(anatomy, recipe))  # what `rs.rewire` does, without inspecting once more
@@ -102,7 +102,7 @@ def _rewired_and_checked(subject: Subject) -> dict[str, Any]:
     return found
 
 
-def _left_alone(anatomy: Anatomy) -> dict[str, Any]:
+def left_alone(anatomy: Anatomy) -> dict[str, Any]:
     """The reason that most of the network's blocks have; one that says something, if there is one."""
     counts = Counter(s.reason for s in anatomy.skipped)
     vague = (Reason.NOT_CALLED, Reason.SHAPE_CHANGES, Reason.NO_RESIDUAL)

@@ -16,6 +16,10 @@ def worse(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         return f"{now['key']} failed: {now['detail']}"
     if before["status"] == "left alone" and now["status"] == "not tried":
         return f"{now['key']} does not run any more: {now['detail']}"
+    if before["status"] == now["status"] == "left alone" and before["reason"] != now["reason"]:
+        return (
+            f"{now['key']} was left alone for {before['reason']} and now for {now['reason']}: {now['detail']}"
+        )
     if before["status"] != "converted":
         return None
     if now["status"] != "converted":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo.catalogue import LIBRARIES
+from benchmarks.zoo.papers import recorded, section
 from benchmarks.zoo.results import Results
 
 _ORDER = ("converted", "left alone", "failed")
@@ -38,22 +39,37 @@ sizes and depths the share is another one ([peers.md](peers.md)).
 
 What was not tried is in no count: types of transformers whose configurations did not run at a small size or
 within the time limit (sam, swin2sr, longformer, led, rwkv, maskformer, align, esm, glm, eomt, lxmert, mra and
-those for time series among them), and types that there was no time for. Rows were measured while the last
-mechanisms were being added; `pytest -m slow tests/zoo` tries all of them again.
+those for time series among them), and types that there was no time for. {commits}
+`pytest -m slow tests/zoo` tries all of them again and compares with these rows.
+
+"""
+
+_SYSTEMS = """\
+## The papers' systems
+
+Each has a recipe, and a small network of its kind is rewired and trained with exact gradients by a test.
+In re2 mode Video Swin, SlowFast and ResNets are compared with Re2TAL's equations, written down on their own.
+What follows is found in the networks of full size, by `python -m benchmarks.zoo.papers`, without weights.
 
 """
 
 
 def write_page(results: Results, page: Path = PAGE) -> None:
     """Write the page."""
-    page.write_text(text(list(results.rows.values())))
+    page.write_text(text(list(results.rows.values()), recorded()))
 
 
-def text(rows: list[dict[str, Any]]) -> str:
-    """The page."""
+def text(rows: list[dict[str, Any]], systems: list[dict[str, Any]]) -> str:
+    """The page.
+
+    Args:
+        rows: of the sweep.
+        systems: the papers' ones, as `benchmarks.zoo.papers` finds them.
+    """
     tried = [row for row in rows if row["status"] != "not tried"]
     count = sum(row["library"] == "transformers" for row in tried)
-    parts = [_HEAD.format(transformers=count), _summary(rows)]
+    parts = [_HEAD.format(transformers=count, commits=_commits(tried)), _summary(rows), _out_of_reach(tried)]
+    parts.append(f"{_SYSTEMS}{section(systems)}\n")
     for library in LIBRARIES:
         found = [row for row in tried if row["library"] == library]
         if found:
@@ -63,6 +79,26 @@ def text(rows: list[dict[str, Any]]) -> str:
         parts.append("## Not tried\n\nThe network itself could not be made small, or did not run here.\n\n")
         parts.append("".join(f"- `{row['key']}`: {_plain(row['detail'])}\n" for row in missing))
     return "".join(parts)
+
+
+def _commits(rows: list[dict[str, Any]]) -> str:
+    """Which rows are of which commit."""
+    counts = Counter(row.get("commit") for row in rows)
+    named = [f"{n} were examined at {commit}" for commit, n in sorted(counts.items(), key=str) if commit]
+    before = counts[None]
+    older = [f"{before} before rows named their commit, while the last mechanisms were being added"]
+    return f"Of the {len(rows)} rows, {', '.join(named + (older if before else []))}."
+
+
+def _out_of_reach(rows: list[dict[str, Any]]) -> str:
+    """The networks of torchvision that add nothing anywhere: no converter could do more."""
+    library = [r for r in rows if r["library"] == "torchvision"]
+    without = [r for r in library if r.get("reason") in ("concatenation", "no-residual")]
+    names = ", ".join(r["key"].removeprefix("torchvision:") for r in without)
+    return (
+        f"{len(without)} of torchvision's networks have no residual addition to rewire ({names}). "
+        "Every reason for which a network is left alone is pinned by a test.\n\n"
+    )
 
 
 def _summary(rows: list[dict[str, Any]]) -> str:

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+import revsurgeon as rs
 from benchmarks.zoo import __main__ as program
+from benchmarks.zoo import papers
 from benchmarks.zoo.catalogue import Entry, entries
 from benchmarks.zoo.children import rows
-from benchmarks.zoo.examine import examine
+from benchmarks.zoo.examine import examine, left_alone
+from benchmarks.zoo.networks import make
 from benchmarks.zoo.ratchet import worse
 from benchmarks.zoo.results import Results
 from benchmarks.zoo.table import PAGE, text
+from revsurgeon.recipes import preset_names
 
 RECORDED = Results().rows
 CATALOGUE = {entry.key: entry for entry in entries()}
@@ -32,6 +36,47 @@ SAMPLE = {
     "transformers:bert": "post-norm, the addition in a submodule",
     "transformers:t5": "a position bias that one block gives to the others",
     "transformers:gemma3_text": "arguments that differ from layer to layer",
+}
+
+# And some that are inspected only, which takes a second each.
+INSPECTED = {
+    "timm:regnetx_002": "blocks that are attributes, not members of a list",
+    "timm:pit_ti_224": "layouts that change between the stages",
+    "timm:cs3darknet_focus_s": "chains inside a part of the channels",
+    "timm:legacy_seresnet18": "blocks with a relu behind the addition",
+    "timm:starnet_s050": "branches that are multiplied",
+    "transformers:gptj": "attention and MLP side by side, a sum of three",
+    "transformers:wavlm": "a position bias beside the stream, in a dataclass at the end",
+    "transformers:mobilebert": "chains inside each block",
+    "transformers:poolformer": "stages in containers of their own",
+    "transformers:vitdet": "windows: blocks in which the layout changes and changes back",
+    "transformers:clip_vision_model": "outputs that are a dataclass",
+    "transformers:mbart": "an encoder and a decoder",
+    "transformers:xlm": "a cache among the arguments",
+    "transformers:ibert": "code that decides by data",
+    "torchvision:squeezenet1_1": "concatenation",
+    "torchvision:vgg11": "no residual structure",
+}
+
+# What is out of reach, and why.
+LEFT_ALONE = {
+    "concatenation": (
+        *("timm:densenet121", "timm:dpn48b", "timm:ese_vovnet19b_slim_dw", "timm:inception_v4"),
+        *("timm:nasnetalarge", "timm:pnasnet5large", "timm:rdnet_tiny", "timm:rexnet_100", "timm:selecsls42"),
+        *("torchvision:densenet121", "torchvision:s3d", "torchvision:shufflenet_v2_x0_5"),
+        "torchvision:squeezenet1_1",
+    ),
+    "no-residual": (
+        *("timm:inception_v3", "timm:test_efficientnet", "timm:vgg11", "torchvision:alexnet"),
+        *("torchvision:googlenet", "torchvision:inception_v3", "torchvision:ssd300_vgg16"),
+        "torchvision:vgg11",
+    ),
+    "shape-changes": (
+        *("timm:resnest14d", "timm:test_byobnet", "timm:test_nfnet", "transformers:mobilenet_v1"),
+    ),
+    "not-called": ("transformers:squeezebert",),
+    "opaque-argument": ("transformers:flaubert", "transformers:xlm"),
+    "untraceable": ("transformers:ibert",),
 }
 
 
@@ -50,6 +95,28 @@ def test_a_sample_of_networks_does_what_is_written_down(key: str) -> None:
     assert worse(RECORDED[key], row) is None
 
 
+@pytest.mark.parametrize("key", INSPECTED)
+def test_a_larger_sample_is_seen_as_it_is_written_down(key: str) -> None:
+    subject = make(CATALOGUE[key])
+    anatomy = rs.inspect(subject.network, subject.batches[0])
+    before = RECORDED[key]
+    assert [len(chain.segments) for chain in anatomy.chains] == before.get("segments", [])
+    if not anatomy.chains:
+        assert left_alone(anatomy)["reason"] == before["reason"]
+
+
+def test_the_sample_is_of_25_networks() -> None:
+    assert len(SAMPLE | INSPECTED) == 25
+
+
+def test_what_is_left_alone_is_left_alone_for_these_reasons() -> None:
+    found: dict[str, tuple[str, ...]] = {}
+    for key, row in sorted(RECORDED.items()):
+        if row["status"] == "left alone":
+            found[row["reason"]] = (*found.get(row["reason"], ()), key)
+    assert found == LEFT_ALONE
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 def test_no_network_does_worse_than_what_is_written_down() -> None:
@@ -59,7 +126,18 @@ def test_no_network_does_worse_than_what_is_written_down() -> None:
 
 
 def test_the_page_is_what_the_rows_say() -> None:
-    assert PAGE.read_text() == text(list(RECORDED.values()))
+    assert PAGE.read_text() == text(list(RECORDED.values()), papers.recorded())
+
+
+def test_every_system_of_the_papers_has_a_row_and_a_recipe() -> None:
+    assert [row["name"] for row in papers.recorded()] == [system.name for system in papers.SYSTEMS]
+    assert all(system.recipe in preset_names() for system in papers.SYSTEMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", papers.SYSTEMS, ids=lambda system: system.recipe)
+def test_the_papers_systems_have_the_chains_that_are_written_down(system: papers.System) -> None:
+    assert papers.row(system) in papers.recorded()
 
 
 def test_every_network_of_the_catalogue_has_a_row_and_none_failed() -> None:
@@ -88,6 +166,25 @@ def test_the_ratchet_lets_a_network_do_better_or_the_same() -> None:
     assert worse(CONVERTED, CONVERTED) is None
     assert worse(CONVERTED, {**CONVERTED, "segments": [2, 4, 1]}) is None
     assert worse({**CONVERTED, "status": "left alone"}, CONVERTED) is None
+
+
+def test_the_ratchet_complains_when_a_network_is_left_alone_for_another_reason() -> None:
+    before = {"key": "timm:a", "status": "left alone", "reason": "concatenation", "detail": "..."}
+    assert worse(before, before) is None
+    assert worse(before, {**before, "reason": "untraceable"}) is not None
+
+
+def test_rows_of_another_run_are_taken_unless_they_are_worse(tmp_path: Path) -> None:
+    keys = sorted(CATALOGUE)[:3]
+    here, there = Results(tmp_path / "here.jsonl"), Results(tmp_path / "there.jsonl")
+    for key, now in zip(keys, ([2, 5], [2, 3], None), strict=True):
+        here.rows[key] = {**CONVERTED, "key": key}
+        there.rows[key] = {**CONVERTED, "key": key, "segments": now}
+    there.rows[keys[2]] |= {"status": "not tried", "detail": "stopped after 9 s"}
+    here.tidy(keys)
+    there.tidy(keys)
+    assert program.main(["--merge", str(there.path), "--results", str(here.path)]) == 1
+    assert [row["segments"] for row in Results(here.path).rows.values()] == [[2, 5], [2, 4], [2, 4]]
 
 
 def _sleeps(connection: Any, entry: Entry, memory: int) -> None:
