@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks.conversion import RESULT
 from benchmarks.zoo.catalogue import LIBRARIES
 from benchmarks.zoo.papers import recorded, section
 from benchmarks.zoo.results import Results
@@ -54,6 +55,18 @@ What follows is found in the networks of full size, by `python -m benchmarks.zoo
 """
 
 
+_LARGE = """\
+## Large checkpoints
+
+`revsurgeon convert` with all its checks was run on a checkpoint of {weights:.1f} GB in {shards} files, the largest of
+{largest:.2f} GB: a vision transformer with random weights. The process itself held {own:.2f} GB at most; on the demo
+network it holds {demo:.2f} GB, which is torch and transformers. Weights are pages of files, of the checkpoint or,
+where they have to be copied, of one without a name in TMPDIR, which the system takes back when it needs the memory.
+Measured by `python -m benchmarks.conversion_sharded` ({date}).
+
+"""
+
+
 def write_page(results: Results, page: Path = PAGE) -> None:
     """Write the page."""
     page.write_text(text(list(results.rows.values()), recorded()))
@@ -70,6 +83,7 @@ def text(rows: list[dict[str, Any]], systems: list[dict[str, Any]]) -> str:
     count = sum(row["library"] == "transformers" for row in tried)
     parts = [_HEAD.format(transformers=count, commits=_commits(tried)), _summary(rows), _out_of_reach(tried)]
     parts.append(f"{_SYSTEMS}{section(systems)}\n")
+    parts.append(_large(json.loads(RESULT.read_text()).get("sharded")))
     for library in LIBRARIES:
         found = [row for row in tried if row["library"] == library]
         if found:
@@ -79,6 +93,20 @@ def text(rows: list[dict[str, Any]], systems: list[dict[str, Any]]) -> str:
         parts.append("## Not tried\n\nThe network itself could not be made small, or did not run here.\n\n")
         parts.append("".join(f"- `{row['key']}`: {_plain(row['detail'])}\n" for row in missing))
     return "".join(parts)
+
+
+def _large(found: dict[str, Any] | None) -> str:
+    """What `benchmarks.conversion_sharded` measured; nothing where it has not run."""
+    if found is None:
+        return ""
+    return _LARGE.format(
+        weights=found["weights_bytes"] / 1e9,
+        shards=found["shards"],
+        largest=found["largest_shard_bytes"] / 1e9,
+        own=found["peak_bytes"]["RssAnon"] / 1e9,
+        demo=found["demo"]["peak_bytes"]["RssAnon"] / 1e9,
+        date=found["date"],
+    )
 
 
 def _commits(rows: list[dict[str, Any]]) -> str:
