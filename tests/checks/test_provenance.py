@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import revsurgeon as rs
+from revsurgeon.artifact import read_manifest
 from tests.checks.tampering import tamper
 from tests.hub_server import HubServer
 from tests.sources.conftest import hub, offline, videomae
@@ -36,8 +38,12 @@ def test_weights_of_the_hub_are_compared_at_the_commit_that_was_converted(
     newer = {path.name: path.read_bytes() for path in videomae.iterdir()}
     hub.add(NAME, {**newer, "model.safetensors": newer["model.safetensors"][:-4] + b"\0\0\0\1"})
     assert provenance(converted, cache_dir=tmp_path / "another cache").verdict == "passed"
-    # Its library renames what the files hold, which cannot be followed tensor by tensor.
-    assert "other names" in provenance(converted, stream=True).reason
+    # What a library renames on loading cannot be followed tensor by tensor; it depends on its version.
+    with safe_open(str(videomae / "model.safetensors"), framework="pt") as file:
+        renamed = not read_manifest(converted).tensors.keys() <= set(file.keys())
+    streamed = provenance(converted, stream=True)
+    assert streamed.verdict == ("skipped" if renamed else "passed")
+    assert not renamed or "other names" in streamed.reason
 
 
 def test_a_source_that_is_out_of_reach_is_no_failure(
