@@ -7,6 +7,7 @@ lives on the chain, one for each thread, because nothing else passes between two
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from revsurgeon.reversible.arithmetic import (
     Streams,
     make_arithmetic,
 )
+from revsurgeon.reversible.handed import HandedOut, can_have_alias, is_alias
 from revsurgeon.reversible.record import Record, SegmentCall
 from revsurgeon.reversible.step import Couple, Fork, Merge, Start, Step, stand_in
 from revsurgeon.reversible.tape import Tape
@@ -45,7 +47,7 @@ class Run:
     streams: Streams | None = None
     tape: Tape | None = None
     position: int = -1
-    version: int | None = None
+    handed: HandedOut | None = None  # x between two blocks
     sides: list[Any] = field(default_factory=list)  # what the block gives out beside the stream
 
 
@@ -89,9 +91,12 @@ class Chain:
     _runs: dict[int, Run] = field(default_factory=dict, repr=False)
     # What the last block returned in a run that another one began upon, by thread.
     _cut: dict[int, Callable[[], torch.Tensor | None]] = field(default_factory=dict, repr=False)
+    # The place of the last block of a run that was let go of because the network dropped x, by thread.
+    _lost: dict[int, int] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_runs": {}, "_cut": {}}  # a run belongs to one forward of one network
+        # A run belongs to one forward of one network.
+        return {**self.__dict__, "_runs": {}, "_cut": {}, "_lost": {}}
 
     # -- life cycle --------------------------------------------------------------------------
 
@@ -105,23 +110,25 @@ class Chain:
         run = self._runs.get(thread)
         if run is not None and _is_same(x, run):
             run.position = self._position(path, run.position + 1)
+            handed, run.x, run.handed = run.handed, x, None
             if run.how == "forward" and torch.is_grad_enabled():
                 if x.grad_fn is not None:  # a reentrant checkpoint gave x a graph, which y does not have
                     raise self._broken(path)
                 self._begin_gradients(run)
-            if run.y is not None and x.grad_fn is None and run.x.grad_fn is not None:
+            if run.y is not None and x.grad_fn is None and handed is not None and handed.had_graph:
                 run.y = run.y.detach()  # x was detached between the blocks, and y with it
-            run.x = x
             return run
         position = self._position(path, 0)
         recomputed = torch._C._current_graph_task_id() != -1  # a forward inside of a backward
         cut = self._cut.get(thread, _nothing)()
-        if position > 0 and (recomputed or x is cut or (run is not None and run.position < position)):
+        last = self._lost.get(thread, position) if run is None else run.position
+        if position > 0 and (recomputed or x is cut or last < position):
             raise self._broken(path)
         if run is not None and run.how != "plain":
-            self._cut[thread] = weakref.ref(run.x)
+            self._cut[thread] = weakref.ref(run.x) if run.handed is None else run.handed.reference
         run = self._begin(x)
         run.position = position
+        self._lost.pop(thread, None)
         self._runs[thread] = run
         return run
 
@@ -138,14 +145,23 @@ class Chain:
     def leave(self, run: Run) -> torch.Tensor:
         """A block is done: x for the next one, or the chain's output behind the last one."""
         if run.position < len(self.blocks) - 1:
-            run.version = None if run.x.is_inference() else run.x._version
-            return run.x
+            return self._hand_out(run)
         self._runs.pop(threading.get_ident(), None)
         return self._end(run)
+
+    def _hand_out(self, run: Run) -> torch.Tensor:
+        if run.how == "forward" and can_have_alias(run.x):
+            run.x = fresh(run.x)  # in float arithmetic it is the stream itself, which the run holds
+        x = run.x
+        dropped = functools.partial(_let_go, weakref.ref(self), threading.get_ident())
+        run.handed = HandedOut(x, None if run.how == "plain" else dropped)
+        run.x = run.handed.x
+        return x
 
     def abandon(self) -> None:
         """Forget the run under way (a block raised)."""
         self._runs.pop(threading.get_ident(), None)
+        self._lost.pop(threading.get_ident(), None)
 
     def _position(self, path: str, start: int) -> int:
         """The place of a block from `start` on (a shared block has several)."""
@@ -327,16 +343,17 @@ def _nothing() -> None:
 
 
 def _is_same(x: torch.Tensor, run: Run) -> bool:
-    """Whether x is what the last block returned: the object itself, or a full alias of it, unchanged."""
-    last = run.x
-    if x is not last and not (
-        x.data_ptr() == last.data_ptr()
-        and x.shape == last.shape
-        and x.stride() == last.stride()
-        and x.numel()
-    ):
-        return False
-    return run.version is None or x.is_inference() or x._version == run.version
+    """Whether x is what the last block returned."""
+    return x is run.x or is_alias(x, run.x) if run.handed is None else run.handed.is_same(x)
+
+
+def _let_go(chain: weakref.ref[Chain], thread: int, handed: HandedOut) -> None:
+    """End a run whose x the network dropped between two blocks."""
+    live = chain()
+    run = None if live is None else live._runs.get(thread)
+    if live is not None and run is not None and run.handed is handed:
+        live._lost[thread] = run.position
+        live._runs.pop(thread, None)
 
 
 def fresh(tensor: torch.Tensor) -> torch.Tensor:

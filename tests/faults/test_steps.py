@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import psutil
 import pytest
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 import revsurgeon as rs
 from tests.gradients import assert_identical, step
@@ -163,7 +165,6 @@ def run(network: nn.Module, inputs: Any, steps: range) -> None:
         rs.set_coefficients(network, *POINTS[number % len(POINTS)])
         network.zero_grad()
         FAULTS[number % len(FAULTS)](network, inputs)
-    whole_step(network, inputs)  # until then, the half run of an interrupted step is kept
     network.zero_grad()
 
 
@@ -184,6 +185,61 @@ def test_one_kept_graph_would_be_seen() -> None:
     assert alive()[0] > before[0]
     del kept
     assert alive() == before
+
+
+def raised_by_hook(block: nn.Module, place: str, error: BaseException) -> RemovableHandle:
+    """Have a hook of a block itself raise, which a chain does not see."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    return block.register_forward_pre_hook(fail) if place == "before" else block.register_forward_hook(fail)
+
+
+@pytest.mark.parametrize("mode", ["reversible", "stored", "without gradients"])
+@pytest.mark.parametrize("arithmetic", ["float", "exact"])
+@pytest.mark.parametrize("place", ["before", "behind"])
+def test_a_forward_that_ends_between_two_blocks_leaves_nothing(
+    place: str, arithmetic: str, mode: str
+) -> None:
+    network, inputs = rewired(residual_stack, arithmetic)
+    rs.set_coefficients(network, 0.9, 0.1)
+    whole_step(network, inputs)
+    network.zero_grad()
+    before = alive()
+    handle = raised_by_hook(network.get_submodule("blocks")[2], place, KeyboardInterrupt())
+    stored = rs.stored_activations(network) if mode == "stored" else contextlib.nullcontext()
+    with stored, torch.set_grad_enabled(mode != "without gradients"), pytest.raises(KeyboardInterrupt):
+        loss_of(network, inputs)
+    handle.remove()
+    del handle, stored
+    assert alive() == before
+    assert all(chain._runs == {} for chain in rs.chains(network))
+
+
+@pytest.mark.parametrize("mode", ["reversible", "stored", "without gradients"])
+@pytest.mark.parametrize("alias", [torch.Tensor.detach, lambda x: x.view_as(x)], ids=["detached", "viewed"])
+@pytest.mark.parametrize("arithmetic", ["float", "exact"])
+def test_an_alias_of_what_a_block_returned_goes_on_with_its_run(
+    arithmetic: str, alias: Callable[[torch.Tensor], torch.Tensor], mode: str
+) -> None:
+    """The object that the block returned is gone by then."""
+    network, inputs = rewired(residual_stack, arithmetic)
+    rs.set_coefficients(network, 0.9, 0.1)
+    stored = rs.stored_activations(network) if mode == "stored" else contextlib.nullcontext()
+    with stored, torch.set_grad_enabled(mode != "without gradients"):
+        expected = network(*inputs)
+        for block in network.get_submodule("blocks"):
+            block.register_forward_hook(lambda *call: alias(call[2]))
+        assert torch.equal(network(*inputs), expected)
+
+
+def test_another_tensor_in_its_place_is_refused_also_after_the_run_was_let_go_of() -> None:
+    network, inputs = rewired(residual_stack, "exact")
+    network.get_submodule("blocks")[1].register_forward_hook(lambda *call: call[2] * 2)
+    for _ in range(2):
+        with pytest.raises(rs.ChainBrokenError, match="not handed what"):
+            loss_of(network, inputs)
 
 
 @pytest.mark.parametrize(
