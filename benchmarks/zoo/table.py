@@ -61,8 +61,8 @@ _LARGE = """\
 `revsurgeon convert` with all its checks was run on a checkpoint of {weights:.1f} GB in {shards} files, the
 largest of {largest:.2f} GB: a vision transformer with random weights. The process itself held {own:.2f} GB at
 most; on the demo network it holds {demo:.2f} GB, which is torch and transformers. Weights are pages of files
-that the system takes back when it needs the memory: of the checkpoint or, where a tensor has to be copied, of a
-file without a name in TMPDIR. Measured by `python -m benchmarks.conversion_sharded` ({date}).
+that the system takes back when it needs the memory: of the checkpoint or, where a tensor has to be copied, of
+a file without a name in TMPDIR. Measured by `python -m benchmarks.conversion_sharded` ({date}).
 
 """
 
