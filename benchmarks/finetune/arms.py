@@ -16,7 +16,7 @@ TAU = 0.5
 """The paper's end epoch, as a share of the training: half of it is trained at the end point."""
 
 UPDATES = 50
-"""The paper's eta: so many updates in a whole training, half of them until tau."""
+"""The paper's eta: about so many updates in a whole training, half of them until tau."""
 
 
 @dataclass(frozen=True)

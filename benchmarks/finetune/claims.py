@@ -98,7 +98,7 @@ Start: (.9, .1) | start-.9 either paper-exact
 Start: (.95, .05) | start-.95 either paper-exact
 Start: (.99, .01) | start-.99 either paper-exact
 """)
-"""What Dr2Net compares, each against both at once, linear, 25 updates, from (1, .1)."""
+"""What Dr2Net compares, each against both at once, linear, about 50 updates a training, from (1, .1)."""
 
 OURS: Sequence[Claim] = _claims("""
 Exact gradients are better than float ones, at (1, .1) for good | fixed-exact above fixed-float

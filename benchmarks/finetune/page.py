@@ -93,9 +93,11 @@ def _setup(results: Mapping[str, Results]) -> str:
             f"{s.learning_rate:g}, {s.samples} labelled samples; pretraining {s.pretraining_steps} steps of "
             f"{s.pretraining_batch}, learning rate {s.pretraining_rate:g}."
         )
+    every = [f"{max(1, TASKS[name](None).settings.steps // UPDATES)} ({name})" for name in results]
     lines.append(
         f"- *paper* is the preset `dr2-paper` with its times in shares of the training: the end point is "
-        f"reached after {TAU:.0%}, with {round(UPDATES * TAU)} updates until then."
+        f"reached after {TAU:.0%}, and until then the coefficients move every so many steps: "
+        f"{', '.join(every)}. Where that is 1, `every-step` is the same again."
     )
     return "\n".join(lines)
 
