@@ -2,8 +2,8 @@
 
     python -m benchmarks.zoo.papers         # writes results/papers.json, part of docs/coverage.md
 
-Networks are made on the meta device: neither weights nor memory are needed. That the surgery is right on
-each of them is tested on small ones, in tests/recipes/test_papers.py.
+Networks are made on the meta device where they run on it: neither weights nor memory are needed. That the
+surgery is right on each of them is tested on small ones, in tests/recipes/test_papers.py.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ class System:
         name: as the papers call it.
         recipe: of recipes/.
         made: what makes the network here.
-        make: returns it and its example inputs; called under the meta device.
+        make: returns it and its example inputs.
+        device: where it is made; a network that makes tensors on the CPU by itself does not run on meta.
     """
 
     name: str
     recipe: str
     made: str
     make: Callable[[], tuple[nn.Module, Any]]
+    device: str = "meta"
 
 
 def _clip(frames: int, size: int = 224) -> torch.Tensor:
-    return torch.empty(1, 3, frames, size, size)
+    return torch.zeros(1, 3, frames, size, size)
 
 
 def _torchvision(name: str) -> Callable[[], tuple[nn.Module, Any]]:
@@ -55,7 +57,7 @@ def _timm(name: str) -> Callable[[], tuple[nn.Module, Any]]:
     def make() -> tuple[nn.Module, Any]:
         import timm
 
-        return timm.create_model(name), (torch.empty(1, 3, 224, 224),)
+        return timm.create_model(name), (torch.zeros(1, 3, 224, 224),)
 
     return make
 
@@ -74,7 +76,7 @@ def _videomae(width: int, heads: int) -> Callable[[], tuple[nn.Module, Any]]:
         from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
         config = VideoMAEConfig(hidden_size=width, intermediate_size=4 * width, num_attention_heads=heads)
-        return VideoMAEForVideoClassification(config), {"pixel_values": torch.empty(1, 16, 3, 224, 224)}
+        return VideoMAEForVideoClassification(config), {"pixel_values": torch.zeros(1, 16, 3, 224, 224)}
 
     return make
 
@@ -82,13 +84,13 @@ def _videomae(width: int, heads: int) -> Callable[[], tuple[nn.Module, Any]]:
 def _mae() -> tuple[nn.Module, Any]:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    return ViTMAEForPreTraining(ViTMAEConfig()), {"pixel_values": torch.empty(1, 3, 224, 224)}
+    return ViTMAEForPreTraining(ViTMAEConfig()), {"pixel_values": torch.zeros(1, 3, 224, 224)}
 
 
 def _points() -> tuple[nn.Module, Any]:
     from tests.recipes.systems import PointVit
 
-    return PointVit(384, 12, 6, centers=128, neighbours=32), (torch.empty(1, 1024, 3),)
+    return PointVit(384, 12, 6, centers=128, neighbours=32), (torch.zeros(1, 1024, 3),)
 
 
 def _swin() -> Any:
@@ -101,7 +103,7 @@ def _mask2former() -> tuple[nn.Module, Any]:
     from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
     config = Mask2FormerConfig(backbone_config=_swin())
-    return Mask2FormerForUniversalSegmentation(config), {"pixel_values": torch.empty(1, 3, 224, 224)}
+    return Mask2FormerForUniversalSegmentation(config), {"pixel_values": torch.zeros(1, 3, 224, 224)}
 
 
 def _detector() -> tuple[nn.Module, Any]:
@@ -109,7 +111,7 @@ def _detector() -> tuple[nn.Module, Any]:
 
     features = {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
     config = DeformableDetrConfig(**features, backbone_config=_swin(), num_feature_levels=4)
-    return DeformableDetrForObjectDetection(config), {"pixel_values": torch.empty(1, 3, 224, 224)}
+    return DeformableDetrForObjectDetection(config), {"pixel_values": torch.zeros(1, 3, 224, 224)}
 
 
 SYSTEMS = (
@@ -122,8 +124,8 @@ SYSTEMS = (
     System("VideoMAE ViT-B", "videomae-base", "transformers", _videomae(768, 12)),
     System("MAE ViT-B, with its decoder", "vit-mae-base", "transformers", _mae),
     System("Pix4Point, ViT-S on points", "pix4point-vit-small", "a module of one's own", _points),
-    System("Swin-T in Mask2Former", "mask2former-swin-tiny", "transformers", _mask2former),
-    System("Swin-T in a DETR", "swin-tiny-detector", "transformers, Deformable DETR", _detector),
+    System("Swin-T in Mask2Former", "mask2former-swin-tiny", "transformers", _mask2former, "cpu"),
+    System("Swin-T in a DETR", "swin-tiny-detector", "transformers, Deformable DETR", _detector, "cpu"),
     System("ResNet-50", "resnet-50", "timm:resnet50", _timm("resnet50")),
     System("ViT-S", "vit-small", "timm:vit_small_patch16_224", _timm("vit_small_patch16_224")),
     System("MViTv2-S", "mvit-v2-small", "torchvision:mvit_v2_s", _torchvision("mvit_v2_s")),
@@ -136,7 +138,7 @@ def row(system: System) -> dict[str, Any]:
     from revsurgeon.recipes import load_recipe
 
     recipe = load_recipe(system.recipe)
-    with torch.device("meta"):
+    with torch.device(system.device):
         network, inputs = system.make()
     anatomy = rs.inspect(network, inputs, granularity=recipe.granularity, select=recipe.selects)
     return {

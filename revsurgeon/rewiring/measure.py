@@ -158,9 +158,14 @@ def distance(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """``||actual - expected|| / ||expected||`` over all floating tensors together.
 
     Values that overflowed are as far away as a float can say: JSON, where the result goes, has no infinity.
+    Tensors of two shapes (a detector that finds more than before) have nothing in common.
     """
     pairs = [(a, e) for a, e in zip(actual, expected, strict=True) if e.is_floating_point()]
-    difference = sum(float((a.double() - e.double()).square().sum()) for a, e in pairs)
+    alike = [(a, e) for a, e in pairs if a.shape == e.shape]
+    difference = sum(float((a.double() - e.double()).square().sum()) for a, e in alike)
+    difference += sum(
+        float(t.double().square().sum()) for a, e in pairs if a.shape != e.shape for t in (a, e)
+    )
     norm = sum(float(e.double().square().sum()) for _, e in pairs)
     found = (difference / norm) ** 0.5 if norm else difference**0.5
     return found if math.isfinite(found) else sys.float_info.max

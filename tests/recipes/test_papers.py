@@ -36,8 +36,8 @@ SYSTEMS: dict[str, tuple[Callable[[], tuple[nn.Module, Inputs]], list[int]]] = {
     "slowfast-50": (systems.slowfast, [2, 2, 3, 3, 5, 5, 2, 2]),  # slow and fast, stage by stage
     "slowfast-101": (systems.slowfast_101, [2, 2, 3, 3, 22, 22, 2, 2]),
     "pix4point-vit-small": (systems.point_vit, [6]),
-    # The third stage and the encoder have chains of their own; behind the last one comes the decoder.
-    "mask2former-swin-tiny": (systems.mask2former_swin, [4, 2, 4, 2, 9]),
+    # Four stages of the backbone; behind them two layers of the decoder that take queries from each other.
+    "mask2former-swin-tiny": (systems.mask2former_swin, [4, 2, 4, 2, 6]),
     "swin-tiny-detector": (systems.deformable_detr_swin, [4, 4, 2]),
 }
 SLOW = {"slowfast-101", "mask2former-swin-tiny"}
