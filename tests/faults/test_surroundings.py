@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +21,7 @@ import torch
 import revsurgeon as rs
 from revsurgeon.checks.stamp import stamp
 from revsurgeon.cli.app import run
+from revsurgeon.recipes import preset_names
 from tests.artifact.processes import contents, exit_code, fork
 from tests.artifact.test_artifact_staging import file_size_limit
 from tests.cli.conftest import PACKAGE
@@ -191,3 +196,20 @@ def test_odd_names_of_outputs_are_names(tmp_path: Path, name: str) -> None:
     assert output.name == name
     assert rs.chains(rs.load(output))
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_real_terminal_of_40_columns_gets_every_name_whole(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    command = [sys.executable, "-m", "revsurgeon.cli", "recipes", "list"]
+    environment = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(PACKAGE.parent)}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as child:
+        os.close(theirs)
+        told = b""
+        with contextlib.suppress(OSError):  # Linux' way to say that nobody is left on the other side
+            while part := os.read(ours, 1 << 16):
+                told += part
+    os.close(ours)
+    assert child.returncode == 0
+    words = told.decode().split()
+    assert [name for name in preset_names() if name not in words] == []
