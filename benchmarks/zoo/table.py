@@ -121,11 +121,10 @@ def _commits(rows: list[dict[str, Any]]) -> str:
 def _out_of_reach(rows: list[dict[str, Any]]) -> str:
     """The networks of torchvision that add nothing anywhere: no converter could do more."""
     library = [r for r in rows if r["library"] == "torchvision"]
-    without = [r for r in library if r.get("reason") in ("concatenation", "no-residual")]
-    names = ", ".join(r["key"].removeprefix("torchvision:") for r in without)
+    without = [r["key"].removeprefix("torchvision:") for r in library if r["status"] == "left alone"]
     return (
-        f"{len(without)} of torchvision's networks have no residual addition to rewire ({names}). "
-        "Every reason for which a network is left alone is pinned by a test.\n\n"
+        f"The {len(without)} networks of torchvision that are left alone add nothing to an input anywhere: "
+        f"{', '.join(without)}. For which reason a network is left alone is pinned by a test.\n\n"
     )
 
 

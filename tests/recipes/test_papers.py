@@ -40,7 +40,7 @@ SYSTEMS: dict[str, tuple[Callable[[], tuple[nn.Module, Inputs]], list[int]]] = {
     "mask2former-swin-tiny": (systems.mask2former_swin, [4, 2, 4, 2, 6]),
     "swin-tiny-detector": (systems.deformable_detr_swin, [4, 4, 2]),
 }
-SLOW = {"slowfast-101", "mask2former-swin-tiny"}
+SLOW = {"slowfast-50", "slowfast-101", "mask2former-swin-tiny", "swin-tiny-detector"}
 
 # What is the same surgery on a larger network, or on other weights.
 LIKE = {
