@@ -253,6 +253,20 @@ def joins(nodes: Iterable[fx.Node]) -> bool:
     return any(n.op == "call_function" and n.target in _JOINS for n in nodes)
 
 
+def ends_in_join(graph: fx.Graph) -> bool:
+    """Whether an output is values concatenated or stacked, with no addition of two values behind that."""
+    waiting, seen = list(graph.output_node().all_input_nodes), set[fx.Node]()
+    while waiting:
+        node = waiting.pop()
+        if node in seen or (is_add(node) and len(node.all_input_nodes) == 2):
+            continue
+        if joins([node]):
+            return True
+        seen.add(node)
+        waiting += node.all_input_nodes
+    return False
+
+
 def is_product(node: fx.Node) -> bool:
     """Whether a node multiplies two values."""
     return (node.op == "call_function" and node.target in _MUL) or (node.op, node.target) == (

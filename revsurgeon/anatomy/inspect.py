@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from revsurgeon.anatomy.flow import SegmentError, joins
+from revsurgeon.anatomy.flow import SegmentError, ends_in_join
 from revsurgeon.anatomy.left_alone import left_alone, unique
 from revsurgeon.anatomy.links import Found, count_segments, link, names, one_run_each
 from revsurgeon.anatomy.probe import Call, ExampleInputs, Stamp, has_hooks, probe, stamp, untouched
@@ -217,7 +217,7 @@ class _Search:
 def _no_pair(call: Call) -> SegmentError:
     """Why a call whose output has no input's shape is no block."""
     try:
-        joined = joins(trace_block(call.module, call.module.forward, call.args, call.kwargs).graph.nodes)
+        joined = ends_in_join(trace_block(call.module, call.module.forward, call.args, call.kwargs).graph)
     except TraceError:
         joined = False
     if joined:
