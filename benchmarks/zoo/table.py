@@ -112,10 +112,12 @@ def _large(found: dict[str, Any] | None) -> str:
 def _commits(rows: list[dict[str, Any]]) -> str:
     """Which rows are of which commit."""
     counts = Counter(row.get("commit") for row in rows)
-    named = [f"{n} were examined at {commit}" for commit, n in sorted(counts.items(), key=str) if commit]
-    before = counts[None]
-    older = [f"{before} before rows named their commit, while the last mechanisms were being added"]
-    return f"Of the {len(rows)} rows, {', '.join(named + (older if before else []))}."
+    parts = [f"{n} at commit {commit}" for commit, n in sorted(counts.items(), key=str) if commit]
+    if counts[None]:
+        parts.append(
+            f"{counts[None]} before rows named their commit, while the last mechanisms were being added"
+        )
+    return f"When the {len(rows)} rows were examined: {'; '.join(parts)}."
 
 
 def _out_of_reach(rows: list[dict[str, Any]]) -> str:
