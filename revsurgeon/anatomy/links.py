@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,16 +38,26 @@ def link(found: Iterable[Found]) -> list[list[Found]]:
 
 
 def one_run_each(runs: list[list[Found]]) -> tuple[list[list[Found]], list[str]]:
-    """Runs of the same blocks are one chain that runs twice; blocks of different runs are left out."""
+    """Runs of the same blocks are one chain that runs twice; blocks of different runs are left out.
+
+    So is a block inside of another one: where a module is called twice, it may be a block itself in one call,
+    and hold one in the other.
+    """
     distinct: dict[tuple[str, ...], list[Found]] = {}
     for run in runs:
         distinct.setdefault(tuple(f.block.path for f in run), run)
     uses = Counter(path for paths in distinct for path in set(paths))
-    conflicts = sorted(path for path, count in uses.items() if count > 1)
+    conflicts = sorted(path for path, count in uses.items() if count > 1 or _lies_inside(path, uses))
     kept: list[list[Found]] = []
     for run in distinct.values():
         kept += link([f for f in run if f.block.path not in conflicts])
     return kept, conflicts
+
+
+def _lies_inside(path: str, others: Container[str]) -> bool:
+    """Whether a module is a part of one of the others."""
+    parts = path.split(".")
+    return any(".".join(parts[:length]) in others for length in range(1, len(parts)))
 
 
 def names(runs: list[list[str]]) -> list[str]:
