@@ -96,8 +96,11 @@ def staged(output: Path, *, force: bool) -> Iterator[Path]:
 def _target(output: Path) -> Path:
     try:
         target = output.expanduser().resolve()
-    except (RuntimeError, OSError):
-        raise ArtifactError("The output is a symbolic link that leads nowhere.", where=str(output)) from None
+        nowhere = target.is_symlink()  # a link to itself, which Python 3.13 leaves as it is
+    except (RuntimeError, OSError):  # which earlier versions refuse
+        nowhere = True
+    if nowhere:
+        raise ArtifactError("The output is a symbolic link that leads nowhere.", where=str(output))
     if Path.cwd().is_relative_to(target):
         raise ArtifactError(
             "The output is the working directory, or contains it.",
