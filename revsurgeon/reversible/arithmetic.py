@@ -3,7 +3,8 @@
 Both offer the same operations, in the letters of Dr2Net (Zhao et al., CVPR 2024, equations 3 to 6):
 
     start      x_0, y_0 = beta * x_0
-    couple     x_i = G_i + y_{i-1},  y_i = beta * x_{i-1}
+    next_x     x_i = G_i + y_{i-1}
+    next_y     y_i = beta * x_{i-1}
     previous_x x_{i-1} = y_i / beta
     previous_y y_{i-1} = x_i - G_i
     merge      (x_N + y_N) / (1 + beta), or x_N
@@ -15,7 +16,7 @@ integers and the remainder of the multiplication by beta is kept, so nothing is 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -29,6 +30,9 @@ BETA_BITS = 16
 
 DEFAULT_GRID_BITS = 20
 """Grid points per unit, as a power of two."""
+
+_PART = 2**18
+"""Elements that are worth a kernel of their own."""
 
 _LIMIT = 2.0**51
 # Integer-valued float64 is exact below 2**53. A quotient n / p with n below 2**51 and p up to 2**16
@@ -53,21 +57,20 @@ class Arithmetic(Protocol):
     def start(self, x: torch.Tensor) -> Streams:
         """Both streams at the start of a chain."""
 
-    def value(self, streams: Streams, dtype: torch.dtype) -> torch.Tensor:
+    def value(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """x as the branch sees it."""
 
-    def couple(
-        self, streams: Streams, g: torch.Tensor, keep: bool = True
-    ) -> tuple[Streams, torch.Tensor | None]:
-        """The next streams, and what must be kept to come back (None in float, or if nobody will)."""
+    def next_x(self, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """x of the next streams, in the memory layout of g."""
 
-    def previous_x(
-        self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]
-    ) -> torch.Tensor:
-        """x of the streams before, with the memory layout that it had."""
+    def next_y(self, x: torch.Tensor, keep: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """y of the next streams, and what must be kept to come back (None in float, or if nobody will)."""
 
-    def previous_y(self, streams: Streams, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-        """y of the streams before, with the memory layout that it had."""
+    def previous_x(self, y: torch.Tensor, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
+        """x of the streams before, from y behind it, with the memory layout that it had."""
+
+    def previous_y(self, x: torch.Tensor, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+        """y of the streams before, from x behind it, with the memory layout that it had."""
 
     def merge(self, streams: Streams, rule: str) -> torch.Tensor:
         """The chain's output."""
@@ -87,30 +90,31 @@ class FloatArithmetic:
         x = x.to(stream_dtype(x))
         return Streams(x, self.beta * x)
 
-    def value(self, streams: Streams, dtype: torch.dtype) -> torch.Tensor:
+    def value(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """x as the branch sees it."""
-        return streams.x.to(dtype)
+        return x.to(dtype)
 
-    def couple(self, streams: Streams, g: torch.Tensor, keep: bool = True) -> tuple[Streams, None]:
-        """The next streams, and what must be kept to come back."""
-        x = g.to(streams.x.dtype) + laid_out(streams.y, g.stride())
-        return Streams(x, self.beta * streams.x), None
+    def next_x(self, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """x of the next streams, in the memory layout of g."""
+        return g.to(y.dtype) + laid_out(y, g.stride())
 
-    def previous_x(
-        self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]
-    ) -> torch.Tensor:
-        """x of the streams before, with the memory layout that it had."""
-        return laid_out(streams.y / self.beta, stride)
+    def next_y(self, x: torch.Tensor, keep: bool = True) -> tuple[torch.Tensor, None]:
+        """y of the next streams; nothing is kept."""
+        return self.beta * x, None
 
-    def previous_y(self, streams: Streams, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-        """y of the streams before, with the memory layout that it had."""
-        return laid_out(streams.x - g.to(streams.x.dtype), stride)
+    def previous_x(self, y: torch.Tensor, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
+        """x of the streams before, from y behind it, with the memory layout that it had."""
+        return laid_out(y / self.beta, stride)
+
+    def previous_y(self, x: torch.Tensor, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+        """y of the streams before, from x behind it, with the memory layout that it had."""
+        return laid_out(x - g.to(x.dtype), stride)
 
     def merge(self, streams: Streams, rule: str) -> torch.Tensor:
         """The chain's output."""
         if rule == "last":
             return streams.x
-        return (streams.x + laid_out(streams.y, streams.x.stride())) / (1.0 + self.beta)
+        return (streams.x + laid_out(streams.y, streams.x.stride())).div_(1.0 + self.beta)
 
     def checksum(self, x: torch.Tensor) -> None:
         """A number that differs when x does; None where equality cannot be expected."""
@@ -163,58 +167,56 @@ class ExactArithmetic:
         # Scaling by a power of two and rounding to integers are exact in float32 too, at half the traffic.
         return widened(value).mul(2.0**self.grid_bits).round_()
 
-    def _split(self, x: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``Y = floor(X * p / 2**m)``, and the place of X among those that share this Y, packed."""
-        scaled = x.mul(self.beta)
-        y = scaled.floor()
-        if not keep:
-            return y, None
-        # The place is floor(f / p), where f / 2**m is the fraction that floor cut off: a multiple of 2**-m,
-        # so exact in float32. f + 1/2 lies at least 1/(2p) away from any multiple of p, which is more than
-        # the error of two float32 operations on numbers below 2**16 / p.
-        fraction = scaled.sub_(y).contiguous().to(torch.float32)
-        place = fraction.mul_(2.0**self.m / self.p).add_(0.5 / self.p)
-        # The cast to int8 is five times as fast as the one to uint8.
-        whole = place.to(torch.int8).view(torch.uint8) if self.bits < 8 else place.to(torch.int32)
-        return y, pack_bits(whole, self.bits)
-
     def start(self, x: torch.Tensor) -> Streams:
         """Both streams at the start of a chain."""
         on_grid = self._on_grid(x).to(torch.float64)
-        return Streams(on_grid, self._split(on_grid, keep=False)[0])
+        return Streams(on_grid, self.next_y(on_grid, keep=False)[0])
 
-    def value(self, streams: Streams, dtype: torch.dtype) -> torch.Tensor:
+    def value(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """x as the branch sees it."""
         if dtype == torch.float16:  # integers overflow it
-            return (streams.x * 2.0**-self.grid_bits).to(dtype)
-        return streams.x.to(dtype) * 2.0**-self.grid_bits  # one rounding, then a power of two
+            return (x * 2.0**-self.grid_bits).to(dtype)
+        return x.to(dtype, copy=True).mul_(2.0**-self.grid_bits)  # one rounding, then a power of two
 
-    def couple(
-        self, streams: Streams, g: torch.Tensor, keep: bool = True
-    ) -> tuple[Streams, torch.Tensor | None]:
-        """The next streams, and what must be kept to come back."""
-        x = self._on_grid(g).to(torch.float64).add_(laid_out(streams.y, g.stride()))
-        y, kept = self._split(streams.x, keep)
-        return Streams(x, y), kept
+    def next_x(self, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        """x of the next streams, in the memory layout of g."""
+        return self._on_grid(g).to(torch.float64).add_(laid_out(y, g.stride()))
 
-    def previous_x(
-        self, streams: Streams, kept: torch.Tensor | None, stride: tuple[int, ...]
-    ) -> torch.Tensor:
-        """x of the streams before, with the memory layout that it had."""
+    def next_y(self, x: torch.Tensor, keep: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``Y = floor(X * p / 2**m)``, and the place of X among those that share this Y, packed."""
+        if not keep:
+            return x.mul(self.beta).floor_(), None
+        y = torch.empty_like(x)
+        place = torch.empty(x.shape, dtype=torch.uint8 if self.bits < 8 else torch.int32, device=x.device)
+        for x_part, y_part, place_part in _parts(x, y, place):
+            scaled = x_part.mul(self.beta)
+            torch.floor(scaled, out=y_part)
+            # The place is floor(f / p), where f / 2**m is the fraction that floor cut off: a multiple of
+            # 2**-m, so exact in float32. f + 1/2 lies at least 1/(2p) away from any multiple of p, which is
+            # more than the error of two float32 operations on numbers below 2**16 / p.
+            fraction = scaled.sub_(y_part).to(torch.float32)
+            number = fraction.mul_(2.0**self.m / self.p).add_(0.5 / self.p)
+            # The cast to int8 is five times as fast as the one to uint8.
+            place_part.copy_(number.to(torch.int8).view(torch.uint8) if self.bits < 8 else number)
+            del scaled, fraction, number  # before there are those of the next part
+        return y, pack_bits(place, self.bits)
+
+    def previous_x(self, y: torch.Tensor, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
+        """x of the streams before, from y behind it, with the memory layout that it had."""
         assert kept is not None
-        x = self._ceil(streams.y)
+        x = self._ceil(y)
         return laid_out(x.add_(unpack_bits(kept, self.bits, x.shape)), stride)
 
-    def previous_y(self, streams: Streams, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-        """y of the streams before, with the memory layout that it had."""
-        return laid_out(streams.x - self._on_grid(g), stride)
+    def previous_y(self, x: torch.Tensor, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+        """y of the streams before, from x behind it, with the memory layout that it had."""
+        return laid_out(self._on_grid(g).to(torch.float64).neg_().add_(x), stride)
 
     def merge(self, streams: Streams, rule: str) -> torch.Tensor:
         """The chain's output."""
-        x = streams.x * 2.0**-self.grid_bits
         if rule == "last":
-            return x
-        return (x + laid_out(streams.y, x.stride()) * 2.0**-self.grid_bits) / (1.0 + self.beta)
+            return streams.x * 2.0**-self.grid_bits
+        both = streams.x + laid_out(streams.y, streams.x.stride())
+        return both.mul_(2.0**-self.grid_bits).div_(1.0 + self.beta)
 
     def checksum(self, x: torch.Tensor) -> torch.Tensor:
         """A number that differs when x does; None where equality cannot be expected."""
@@ -239,6 +241,23 @@ class ExactArithmetic:
     def magnitude(self, checksum: Sequence[float]) -> float:
         """The largest integer of a stream, from its checksum."""
         return max(-checksum[1], checksum[2])
+
+
+def coupled(arithmetic: Arithmetic, streams: Streams, g: torch.Tensor) -> Streams:
+    """The next streams of a run that nobody comes back through."""
+    return Streams(arithmetic.next_x(streams.y, g), arithmetic.next_y(streams.x, keep=False)[0])
+
+
+def _parts(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Tensors of one shape, eight parts of each at most: what is computed in between takes less memory."""
+    shape = tensors[0].shape
+    count = min(8, -(-shape.numel() // _PART))
+    dimension = next((d for d, size in enumerate(shape) if size > 1), None)
+    if count < 2 or dimension is None:
+        return iter([tensors])
+    return zip(
+        *(tensor.tensor_split(min(count, shape[dimension]), dimension) for tensor in tensors), strict=True
+    )
 
 
 def make_arithmetic(

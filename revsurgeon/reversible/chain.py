@@ -23,6 +23,7 @@ from revsurgeon.reversible.arithmetic import (
     DEFAULT_GRID_BITS,
     Arithmetic,
     Streams,
+    coupled,
     make_arithmetic,
 )
 from revsurgeon.reversible.handed import HandedOut, can_have_alias, is_alias
@@ -185,7 +186,7 @@ class Chain:
         run = Run("forward", self.alpha, x, dtype, x.dtype, arithmetic, None, streams)
 
         def value() -> torch.Tensor:
-            return fresh(arithmetic.value(streams, dtype))
+            return fresh(arithmetic.value(streams.x, dtype))
 
         if torch.is_grad_enabled():
             self._begin_gradients(run)
@@ -221,8 +222,8 @@ class Chain:
             assert run.streams is not None
             g, sides = call.run(run.x, run.alpha)
             run.sides += sides
-            run.streams, _ = run.arithmetic.couple(run.streams, g, keep=False)
-            run.x = run.arithmetic.value(run.streams, run.dtype)
+            run.streams = coupled(run.arithmetic, run.streams, g)
+            run.x = run.arithmetic.value(run.streams.x, run.dtype)
 
     def _check_plain(self, run: Run, call: SegmentCall) -> None:
         if torch.is_grad_enabled() and call.block.training and not self.stored:
@@ -256,8 +257,8 @@ class Chain:
         def couple(g: torch.Tensor) -> torch.Tensor:
             assert run.arithmetic is not None
             assert run.streams is not None
-            run.streams, _ = run.arithmetic.couple(run.streams, g, keep=False)
-            value = run.arithmetic.value(run.streams, run.dtype)
+            run.streams = coupled(run.arithmetic, run.streams, g)
+            value = run.arithmetic.value(run.streams.x, run.dtype)
             run.streams = Streams(run.streams.x.detach(), run.streams.y)
             return value
 
@@ -279,8 +280,9 @@ class Chain:
             return merged()
         if run.tape is not None:
             run.tape.check_range()
-            run.tape.hold_end()
         output: torch.Tensor = Merge.apply(merged, arithmetic.beta, self.merge, run.x, run.y)
+        if run.tape is not None:
+            run.tape.hold_end()
         return output
 
     # -- coefficients ------------------------------------------------------------------------

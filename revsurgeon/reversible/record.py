@@ -185,9 +185,13 @@ class Record:
             found = gradients([(g, piece_grad)], leaves)
             of_x.insert(0, found[0])
             of_rest = [_sum(a, b) for a, b in zip(of_rest, found[1:], strict=True)] if of_rest else found[1:]
-        rebuilt(self._joined(results))
+        del x, pieces, piece, g, found, leaves  # rebuilding the streams is the next peak of memory
+        whole = self._joined(results)
+        results.clear()
+        rebuilt(whole)
+        del whole
         of_pieces = [piece for piece in of_x if piece is not None]
-        of_whole = self._joined(of_pieces) if len(of_pieces) == len(pieces) else None
+        of_whole = self._joined(of_pieces) if len(of_pieces) == len(of_x) else None
         return [of_whole, *of_rest]
 
     def _pieces(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -140,7 +140,8 @@ class Trip:
     def back(self) -> Iterator[tuple[int, Streams]]:
         """Rebuild the streams from the end: (i, the streams before segment i), the last segment first."""
         for index in reversed(range(1, len(self.names))):
-            yield index, self.tape.streams_after(index - 1)
+            found = self.tape.streams_after(index - 1)  # x may have come in fewer bytes
+            yield index, Streams(found.x.to(found.y.dtype), found.y)
         if self.names:
             yield 0, self._one_back(0, self.tape.streams_after(0))
 
@@ -152,8 +153,8 @@ class Trip:
         tape, record = self.tape, self.tape.records[index]
         found = tape.previous_x(index, after)
         seen = found if x is None else x
-        g = record.run_again(tape.arithmetic.value(Streams(seen, seen), record.dtype))
-        return Streams(found, tape.arithmetic.previous_y(after, g, record.stride_y))
+        g = record.run_again(tape.arithmetic.value(seen, record.dtype))
+        return Streams(found, tape.arithmetic.previous_y(after.x, g, record.stride_y))
 
 
 def trips(run_forward: Callable[[], Any], chains: Sequence[Chain]) -> tuple[list[Trip], Any]:

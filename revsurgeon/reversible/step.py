@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from revsurgeon.errors import RevsurgeonError
-from revsurgeon.reversible.arithmetic import Streams
 from revsurgeon.reversible.tape import Tape
 
 
@@ -85,16 +84,16 @@ class Step(torch.autograd.Function):
             record.check_unchanged()
             tape.begin_backward()
             with tape.as_in_forward():
-                streams = tape.streams_after(ctx.index)
-                x = tape.previous_x(ctx.index, streams)
-                steps = [(ctx.index, streams, x)]
+                behind, x = tape.take_back(ctx.index)
+                # Handed over out of lists, so that nothing is held here that is not needed any more.
+                seen = [tape.arithmetic.value(x, record.dtype)]
+                steps = [(ctx.index, behind, tape.narrow(x))]
+                del behind, x
 
                 def step_back(g: torch.Tensor) -> None:
                     tape.step_back(*steps.pop(), g)
 
-                seen = tape.arithmetic.value(Streams(x, x), record.dtype)
-                del streams, x
-                through_g = record.differentiate(seen, grad_x, step_back, grad_sides)
+                through_g = record.differentiate(seen.pop(), grad_x, step_back, grad_sides)
             if ctx.index == 0:
                 tape.finish()
         return None, None, weighted_sum(through_g[0], grad_y, tape.arithmetic.beta), grad_x, *through_g[1:]

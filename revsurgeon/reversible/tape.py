@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from revsurgeon.errors import ChainBrokenError, RevsurgeonError
-from revsurgeon.reversible.arithmetic import Arithmetic, ExactArithmetic, Streams
+from revsurgeon.reversible.arithmetic import Arithmetic, ExactArithmetic, Streams, coupled
 from revsurgeon.reversible.held import Held
 from revsurgeon.reversible.record import Record, SegmentCall, Values
 from revsurgeon.reversible.settings import Settings
@@ -40,6 +40,7 @@ class Tape:
         self._pass = -1  # the backward pass under way, by torch's number for it
         self.lock = threading.RLock()  # held while one segment goes back: two threads may share a graph
         self._keep_graph = False
+        self._differentiated: int | None = None  # the first of the segments at the end that are done with
 
     def hold_end(self) -> None:
         """Called when the chain has run: keep its last streams, integers in four bytes where they fit."""
@@ -47,24 +48,27 @@ class Tape:
             return
         self._anchors.pop(len(self.records) - 1, None)
         x, y = self.streams.x.detach(), self.streams.y.detach()
-        if isinstance(self.arithmetic, ExactArithmetic) and self._largest < 2.0**31:
-            x, y = x.to(torch.int32), y.to(torch.int32)
-        self._end, self.streams = Held(x, y), None
+        self._end, self.streams = Held(self.narrow(x), self.narrow(y)), None
 
     def advance(self, record: Record, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> Values:
         """Run the next segment on x as its branch sees it; the new x as its reader sees it, side outputs."""
-        arithmetic, streams = self.arithmetic, self.streams
-        assert streams is not None
+        arithmetic = self.arithmetic
+        assert self.streams is not None
         g, sides = record.first_run(x, arguments)
-        record.checksum = arithmetic.checksum(streams.x)
+        before, y = self.streams.x, self.streams.y
+        record.checksum = arithmetic.checksum(before)
         if not self.records:
-            self._start_y = arithmetic.checksum(streams.y)
-        streams, kept = arithmetic.couple(streams, g)
+            self._start_y = arithmetic.checksum(y)
+        self.streams = None  # so that x can go before the next one is there
+        next_y, kept = arithmetic.next_y(before)
+        del before
+        next_x = arithmetic.next_x(y, g)
+        del y, g
         record.kept = None if kept is None else Held(kept)
         self.records.append(record)
-        value = arithmetic.value(streams, record.dtype)
+        value = arithmetic.value(next_x, record.dtype)
         # An alias: what is returned gets a graph that leads back here, and must not be held from here.
-        self.streams = Streams(streams.x.detach(), streams.y)
+        self.streams = Streams(next_x.detach(), next_y)
         if self.anchor_every and len(self.records) % self.anchor_every == 0:
             self._anchors[len(self.records) - 1] = Held(self.streams.x, self.streams.y)
         return value, sides
@@ -72,10 +76,10 @@ class Tape:
     def pass_by(self, call: SegmentCall, alpha: float, dtype: torch.dtype) -> Values:
         """Run a segment that needs no gradient, nor anything before it: there is no way back to it."""
         assert self.streams is not None
-        x = self.arithmetic.value(self.streams, dtype)
+        x = self.arithmetic.value(self.streams.x, dtype)
         g, sides = call.run(x, alpha)
-        self.streams, _ = self.arithmetic.couple(self.streams, g, keep=False)
-        return self.arithmetic.value(self.streams, dtype), sides
+        self.streams = coupled(self.arithmetic, self.streams, g)
+        return self.arithmetic.value(self.streams.x, dtype), sides
 
     def check_range(self) -> None:
         """In exact arithmetic: every stream of this run must have fitted the grid."""
@@ -97,11 +101,40 @@ class Tape:
             self._checks = []
         while self._cursor[0] > index:
             place, streams = self._cursor
-            x = self.previous_x(place, streams)
+            behind, x = self._taken(place, streams)
+            del streams
             record = self.records[place]
-            g = record.run_again(self.arithmetic.value(Streams(x, x), record.dtype))
-            self.step_back(place, streams, x, g)
+            seen, x = self.arithmetic.value(x, record.dtype), self.narrow(x)
+            self.step_back(place, behind, x, record.run_again(seen))
         return self._cursor[1]
+
+    def take_back(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """x behind the segment `index`, and x before it. `step_back` goes on from there.
+
+        In between nothing else of the streams is held, since a segment's differentiation is the peak of
+        memory, unless the graph is kept.
+        """
+        found = self._taken(index, self.streams_after(index))
+        done = len(self.records) if self._differentiated is None else self._differentiated
+        if not self._keep_graph and index == done - 1:  # nobody will start from behind it again
+            self._differentiated = index
+            self._end = self.records[index].kept = None
+            self._anchors = {i: held for i, held in self._anchors.items() if i < index}
+        return found
+
+    def _taken(self, index: int, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
+        self._cursor = None
+        x = self.previous_x(index, streams)
+        record = self.records[index]
+        now = None if self._unpacked is not None else self.arithmetic.checksum(x)
+        if now is not None and record.checksum is not None:
+            self._checks.append((record.call.name, record.checksum, now))
+        return streams.x, x
+
+    def narrow(self, stream: torch.Tensor) -> torch.Tensor:
+        """A stream in the fewest bytes that hold it: integers in four, where they fit."""
+        fits = isinstance(self.arithmetic, ExactArithmetic) and self._largest < 2.0**31
+        return stream.to(torch.int32) if fits else stream
 
     def _at_end(self) -> tuple[int, Streams]:
         held = self._end.tensors() if self._end else None
@@ -112,9 +145,8 @@ class Tape:
                     hint="Pass retain_graph=True to the first backward.",
                 )
             held = self.streams.x, self.streams.y
-        if not held[0].is_floating_point():
-            held = held[0].to(torch.float64), held[1].to(torch.float64)
-        return len(self.records) - 1, Streams(*held)
+        x, y = held
+        return len(self.records) - 1, Streams(x, y if y.is_floating_point() else y.to(torch.float64))
 
     def _at(self, anchor: int) -> tuple[int, Streams]:
         return anchor, Streams(*self._anchors[anchor].tensors())
@@ -126,19 +158,23 @@ class Tape:
             return self._unpacked[1].x
         record = self.records[index]
         kept = record.kept.tensors()[0] if record.kept else None
-        return self.arithmetic.previous_x(streams, kept, record.stride_x)
+        return self.arithmetic.previous_x(streams.y, kept, record.stride_x)
 
-    def step_back(self, index: int, streams: Streams, x: torch.Tensor, g: torch.Tensor) -> None:
-        """Complete the streams before segment `index`: y_{i-1} = x_i - G_i."""
+    def step_back(self, index: int, behind: torch.Tensor, x: torch.Tensor, g: torch.Tensor) -> None:
+        """Complete the streams before segment `index`: y_{i-1} = x_i - G_i.
+
+        Args:
+            index: of the segment.
+            behind: x behind it.
+            x: before it.
+            g: its value.
+        """
         if self._unpacked is not None:  # once: an activation checkpoint around the chain allows no more
             self._cursor, self._unpacked = self._unpacked, None
             return
         record = self.records[index]
-        y = self.arithmetic.previous_y(streams, g.detach(), record.stride_y)
+        y = self.arithmetic.previous_y(behind, g.detach(), record.stride_y)
         self._cursor = index - 1, Streams(x, y)
-        now = self.arithmetic.checksum(x)
-        if now is not None and record.checksum is not None:
-            self._checks.append((record.call.name, record.checksum, now))
         start = self.arithmetic.checksum(y) if index == 0 else None
         if start is not None and self._start_y is not None:
             self._checks.append(("the chain's start", self._start_y, start))

@@ -53,15 +53,24 @@ def start_with(y_0: Callable[[ExactArithmetic, torch.Tensor], torch.Tensor]) -> 
     return change
 
 
-def couple_with(change: Callable[[ExactArithmetic, Streams, Streams], Streams]) -> Break:
-    """Let another pair of streams come out of every coupling."""
-    couple = ExactArithmetic.couple
+def next_x_with(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Break:
+    """Let another x come out of every coupling: of the right one, and the y that went into it."""
+    right = ExactArithmetic.next_x
 
-    def wrong(self: ExactArithmetic, streams: Streams, g: torch.Tensor, keep: bool = True) -> Any:
-        right, kept = couple(self, streams, g, keep)
-        return change(self, streams, right), kept
+    def wrong(self: ExactArithmetic, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        return change(right(self, y, g), y)
 
-    return lambda patch: patch.setattr(ExactArithmetic, "couple", wrong)
+    return lambda patch: patch.setattr(ExactArithmetic, "next_x", wrong)
+
+
+def unscaled_y(patch: Patch) -> None:
+    right = ExactArithmetic.next_y
+
+    def wrong(self: ExactArithmetic, x: torch.Tensor, keep: bool = True) -> Any:
+        y, kept = right(self, x, keep)
+        return x.clone() if keep else y, kept  # the start is right
+
+    patch.setattr(ExactArithmetic, "next_y", wrong)
 
 
 def merge_with(change: Callable[[ExactArithmetic, Streams], torch.Tensor]) -> Break:
@@ -120,18 +129,9 @@ EQUATIONS: dict[str, tuple[Break, str]] = {
         start_with(lambda a, x: torch.floor(x * a.beta * a.beta)),
         "early: its start: y_0",
     ),
-    "y is not scaled by beta": (
-        couple_with(lambda a, before, after: Streams(after.x, before.x.clone())),
-        r"early\.0 \(segment 0\): y",
-    ),
-    "y is added twice": (
-        couple_with(lambda a, before, after: Streams(after.x + before.y, after.y)),
-        r"early\.0 \(segment 0\): x",
-    ),
-    "y is not added": (
-        couple_with(lambda a, before, after: Streams(after.x - before.y, after.y)),
-        r"early\.0 \(segment 0\): x",
-    ),
+    "y is not scaled by beta": (unscaled_y, r"early\.0 \(segment 0\): y"),
+    "y is added twice": (next_x_with(lambda x, y: x + y), r"early\.0 \(segment 0\): x"),
+    "y is not added": (next_x_with(lambda x, y: x - y), r"early\.0 \(segment 0\): x"),
     "x is one step of a coarse grid off": (on_a_coarse_grid, "early: its start: x_0"),
     "alpha is on the branch": (
         add_with(lambda branch, x, alpha: alpha * branch + x),
@@ -332,15 +332,15 @@ def other_alpha(patch: Patch) -> None:
 def inverse_without_beta(patch: Patch) -> None:
     previous = ExactArithmetic.previous_x
 
-    def wrong(self: ExactArithmetic, streams: Streams, kept: Any, stride: Any) -> torch.Tensor:
-        return previous(self, streams, kept, stride) + 1
+    def wrong(self: ExactArithmetic, y: torch.Tensor, kept: Any, stride: Any) -> torch.Tensor:
+        return previous(self, y, kept, stride) + 1
 
     patch.setattr(ExactArithmetic, "previous_x", wrong)
 
 
 def inverse_adds(patch: Patch) -> None:
-    def wrong(self: ExactArithmetic, streams: Streams, g: torch.Tensor, stride: Any) -> torch.Tensor:
-        return streams.x + self._on_grid(g)
+    def wrong(self: ExactArithmetic, x: torch.Tensor, g: torch.Tensor, stride: Any) -> torch.Tensor:
+        return x + self._on_grid(g).double()
 
     patch.setattr(ExactArithmetic, "previous_y", wrong)
 

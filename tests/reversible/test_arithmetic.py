@@ -10,11 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import revsurgeon as rs
-from revsurgeon.reversible.arithmetic import ExactArithmetic, FloatArithmetic, grid_bits_for, laid_out
+from revsurgeon.reversible.arithmetic import (
+    Arithmetic,
+    ExactArithmetic,
+    FloatArithmetic,
+    Streams,
+    grid_bits_for,
+    laid_out,
+)
 from revsurgeon.reversible.bits import pack_bits, unpack_bits
 from revsurgeon.reversible.held import Held
 from tests.gradients import assert_identical, step
 from tests.models import residual_stack, seeded
+
+
+def coupling(
+    arithmetic: Arithmetic, streams: Streams, g: torch.Tensor
+) -> tuple[Streams, torch.Tensor | None]:
+    """The next streams, and what is kept to come back."""
+    y, kept = arithmetic.next_y(streams.x)
+    return Streams(arithmetic.next_x(streams.y, g), y), kept
+
 
 BETAS = (0.01, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 
@@ -45,9 +61,12 @@ def test_every_integer_comes_back(beta: float, magnitude: float, shape: list[int
     arithmetic = ExactArithmetic(beta, grid_bits_for(8 * magnitude))
     streams = arithmetic.start(x)
     g = magnitude * torch.randn(shape, generator=generator)
-    after, kept = arithmetic.couple(streams, g)
-    before_x = arithmetic.previous_x(after, kept, streams.x.stride())
-    before_y = arithmetic.previous_y(after, g, streams.y.stride())
+    after, kept = coupling(arithmetic, streams, g)
+    before_x = arithmetic.previous_x(after.y, kept, streams.x.stride())
+    before_y = arithmetic.previous_y(after.x, g, streams.y.stride())
+    narrow = after.x.to(torch.int32)  # as the tape keeps it where it fits
+    if torch.equal(narrow.double(), after.x):
+        assert torch.equal(arithmetic.previous_y(narrow, g, streams.y.stride()), before_y)
     assert torch.equal(before_x, streams.x)
     assert torch.equal(before_y, streams.y)
     assert abs(arithmetic.beta - beta) <= 2.0**-17
@@ -66,8 +85,23 @@ def test_the_side_buffer_takes_the_least_whole_number_of_bits(beta: float, bits:
     arithmetic = ExactArithmetic(beta)
     assert arithmetic.bits == bits == math.ceil(math.log2(1 / arithmetic.beta))
     x = torch.randn(64, 10)
-    _, kept = arithmetic.couple(arithmetic.start(x), x)
+    _, kept = arithmetic.next_y(arithmetic.start(x).x)
     assert kept.untyped_storage().nbytes() == x.numel() * bits // 8
+
+
+@pytest.mark.parametrize("shape", [(3, 17), (1, 50), (2, 5, 4)])
+def test_streams_that_are_taken_in_parts_have_the_same_bits(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = 50 * torch.randn(shape).transpose(0, -1)
+    for arithmetic in (ExactArithmetic(0.1), ExactArithmetic(0.01), ExactArithmetic(2.0**-16)):
+        whole = arithmetic.next_y(arithmetic.start(x).x)
+        for size in (1, 7, 20):
+            monkeypatch.setattr("revsurgeon.reversible.arithmetic._PART", size)
+            y, kept = arithmetic.next_y(arithmetic.start(x).x)
+            assert torch.equal(y, whole[0])
+            assert y.stride() == whole[0].stride()
+            assert torch.equal(kept, whole[1])
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -75,13 +109,13 @@ def test_float_reversal_is_right_up_to_rounding(beta: float) -> None:
     arithmetic = FloatArithmetic(beta)
     x, g = torch.randn(50).double(), torch.randn(50).double()
     streams = arithmetic.start(x)
-    after, kept = arithmetic.couple(streams, g)
+    after, kept = coupling(arithmetic, streams, g)
     assert kept is None
     eps = torch.finfo(torch.float64).eps
-    torch.testing.assert_close(arithmetic.previous_x(after, None, (1,)), x, rtol=2 * eps, atol=0)
+    torch.testing.assert_close(arithmetic.previous_x(after.y, None, (1,)), x, rtol=2 * eps, atol=0)
     # x - G takes away what was added: off by the rounding of the sum.
     bound = 2 * eps * float(after.x.abs().max())
-    torch.testing.assert_close(arithmetic.previous_y(after, g, (1,)), streams.y, rtol=0, atol=bound)
+    torch.testing.assert_close(arithmetic.previous_y(after.x, g, (1,)), streams.y, rtol=0, atol=bound)
 
 
 def test_both_arithmetics_compute_the_same_network_up_to_the_grid() -> None:
@@ -91,7 +125,7 @@ def test_both_arithmetics_compute_the_same_network_up_to_the_grid() -> None:
     for arithmetic in (exact, plain):
         streams = arithmetic.start(x)
         for _ in range(5):
-            streams, _ = arithmetic.couple(streams, g)
+            streams, _ = coupling(arithmetic, streams, g)
         results.append(arithmetic.merge(streams, "normalized").double())
     torch.testing.assert_close(*results, rtol=0, atol=20 * 2.0**-20)
 
@@ -99,10 +133,10 @@ def test_both_arithmetics_compute_the_same_network_up_to_the_grid() -> None:
 def test_streams_keep_the_memory_layout_that_they_had() -> None:
     x = torch.randn(2, 4, 5, 6).to(memory_format=torch.channels_last)
     for arithmetic in (ExactArithmetic(0.1), FloatArithmetic(0.1)):
-        after, kept = arithmetic.couple(arithmetic.start(x), x.contiguous())
-        assert arithmetic.previous_x(after, kept, x.stride()).stride() == x.stride()
-        assert arithmetic.previous_y(after, x.contiguous(), x.stride()).stride() == x.stride()
-        assert arithmetic.value(after, torch.float32).stride() == x.contiguous().stride()
+        after, kept = coupling(arithmetic, arithmetic.start(x), x.contiguous())
+        assert arithmetic.previous_x(after.y, kept, x.stride()).stride() == x.stride()
+        assert arithmetic.previous_y(after.x, x.contiguous(), x.stride()).stride() == x.stride()
+        assert arithmetic.value(after.x, torch.float32).stride() == x.contiguous().stride()
     assert laid_out(x, x.stride()) is x
     other = laid_out(x, x.contiguous().stride())
     assert other.stride() == x.contiguous().stride() != x.stride()
