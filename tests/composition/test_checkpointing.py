@@ -144,7 +144,7 @@ def test_transformers_switch_for_checkpointing_is_refused_and_can_be_turned_off(
     network, inputs = rewired("transformers vit", arithmetic)
     network.gradient_checkpointing_enable({"use_reentrant": reentrant})
     # Versions of transformers differ in whether it is inside of the block's code, or around it.
-    with pytest.raises(rs.RevsurgeonError, match="turn that off|needs no checkpointing"):
+    with pytest.raises(rs.RevsurgeonError, match=r"turn that off|needs no checkpointing"):
         loss_of(network, inputs).backward()
     network.gradient_checkpointing_disable()
     assert_agree(network, lambda: loss_of(network, inputs).backward(), arithmetic)
