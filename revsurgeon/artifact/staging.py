@@ -96,7 +96,7 @@ def staged(output: Path, *, force: bool) -> Iterator[Path]:
 def _target(output: Path) -> Path:
     try:
         target = output.expanduser().resolve()
-        nowhere = target.is_symlink()  # a link to itself, which Python 3.13 leaves as it is
+        nowhere = os.path.islink(target)  # a link to itself, which Python 3.13 leaves as it is
     except (RuntimeError, OSError):  # which earlier versions refuse
         nowhere = True
     if nowhere:

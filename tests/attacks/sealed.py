@@ -90,7 +90,8 @@ def forbid(may_write_below: Path | None) -> list[str]:
             if isinstance(flags, int) and flags & _WRITES:
                 told = os.fspath(path) if isinstance(path, str | os.PathLike) else str(path)
                 inside = home is not None and os.path.realpath(told).startswith(home)
-                if not inside and told != os.devnull:
+                nameless = os.path.isdir(told)  # O_TMPFILE: a file that no directory will ever show
+                if not (inside or nameless or told == os.devnull):
                     forbidden.append(f"open {told!r} for writing")
         elif event in _EXECUTES and arguments == (None,):
             pass  # ctypes on this process itself
