@@ -221,5 +221,6 @@ class Tape:
                 f"recomputing a segment of {self.name!r} gave other bits: its gradients are wrong.",
                 where=f"{blamed} did not repeat",
                 hint="Something in it is not deterministic (a kernel, or state outside its buffers). Try "
-                "torch.use_deterministic_algorithms(True), or exclude the block in the recipe.",
+                "torch.use_deterministic_algorithms(True), convert with --arithmetic auto, which takes float "
+                "for such segments, or exclude the block in the recipe.",
             )
