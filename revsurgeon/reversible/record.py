@@ -173,6 +173,20 @@ class Record:
             pairs = zip(sides, side_grads or [None] * len(sides), strict=True)
             tensors = [(side, found) for side, found in pairs if isinstance(side, torch.Tensor)]
             return gradients([(g, grad), *tensors], leaves)
+        results, of_x, of_rest = self._differentiate_pieces(x, grad)
+        del x  # rebuilding the streams is the next peak of memory
+        whole = self._joined(results)
+        results.clear()
+        rebuilt(whole)
+        del whole
+        of_pieces = [piece for piece in of_x if piece is not None]
+        of_whole = self._joined(of_pieces) if len(of_pieces) == len(of_x) else None
+        return [of_whole, *of_rest]
+
+    def _differentiate_pieces(
+        self, x: torch.Tensor, grad: torch.Tensor | None
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None], list[torch.Tensor | None]]:
+        """The pieces of G(x; alpha), the gradients of the pieces of x, and those of all that they share."""
         pieces = self._pieces(x)
         grads = [None] * len(pieces) if grad is None else self._pieces(grad)
         results: list[torch.Tensor] = []
@@ -185,14 +199,7 @@ class Record:
             found = gradients([(g, piece_grad)], leaves)
             of_x.insert(0, found[0])
             of_rest = [_sum(a, b) for a, b in zip(of_rest, found[1:], strict=True)] if of_rest else found[1:]
-        del x, pieces, piece, g, found, leaves  # rebuilding the streams is the next peak of memory
-        whole = self._joined(results)
-        results.clear()
-        rebuilt(whole)
-        del whole
-        of_pieces = [piece for piece in of_x if piece is not None]
-        of_whole = self._joined(of_pieces) if len(of_pieces) == len(of_x) else None
-        return [of_whole, *of_rest]
+        return results, of_x, of_rest
 
     def _pieces(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (x,) if self.call.chunks is None else self.call.chunks.split(x)
