@@ -31,8 +31,8 @@ BETA_BITS = 16
 DEFAULT_GRID_BITS = 20
 """Grid points per unit, as a power of two."""
 
-_PART = 2**18
-"""Elements that are worth a kernel of their own."""
+_PART = 2**20
+"""Elements that are worth kernels of their own: a GPU is busy with so many for longer than with a launch."""
 
 _LIMIT = 2.0**51
 # Integer-valued float64 is exact below 2**53. A quotient n / p with n below 2**51 and p up to 2**16
