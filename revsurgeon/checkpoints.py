@@ -170,7 +170,7 @@ def write_network(
         recipe=origin.recipe,
         chains=[_record(spec) for spec in specs_of_rewired(model)],
         coefficients=Coefficients(alpha=alpha, beta=beta),
-        arithmetic=chains[0].arithmetic,  # type: ignore[arg-type]
+        arithmetic=chains[0].arithmetic,  # type: ignore[arg-type]  # a str there, which the manifest checks
         schedule_state=chains[0].state,
         checks=dict(origin.checks),
     )

@@ -93,19 +93,18 @@ class VideoTask:
         "to tell 16 classes: four directions by the digits 0 to 3"
     )
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or self._settings()
+    own_settings = Settings(
+        steps=120,
+        batch=24,
+        learning_rate=3e-3,
+        samples=500,
+        pretraining_steps=6000,
+        pretraining_batch=32,
+        pretraining_rate=2e-3,
+    )
 
-    def _settings(self) -> Settings:
-        return Settings(
-            steps=120,
-            batch=24,
-            learning_rate=3e-3,
-            samples=500,
-            pretraining_steps=6000,
-            pretraining_batch=32,
-            pretraining_rate=2e-3,
-        )
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = settings or self.own_settings
 
     def _config(self) -> VideoMAEConfig:
         size = self.size
@@ -211,14 +210,12 @@ class LargeVideoTask(VideoTask):
         "(tubes, 32 of 36 places masked) on unlabelled clips of moving digits, finetuned to tell 40 classes: "
         "four directions by ten digits"
     )
-
-    def _settings(self) -> Settings:
-        return Settings(
-            steps=1000,
-            batch=32,
-            learning_rate=5e-4,
-            samples=1000,
-            pretraining_steps=20000,
-            pretraining_batch=64,
-            pretraining_rate=5e-4,
-        )
+    own_settings = Settings(
+        steps=1000,
+        batch=32,
+        learning_rate=5e-4,
+        samples=1000,
+        pretraining_steps=20000,
+        pretraining_batch=64,
+        pretraining_rate=5e-4,
+    )

@@ -20,7 +20,7 @@ def _libraries() -> Iterator[None]:
     import torchvision
     import transformers
     import transformers.models.bert.modeling_bert
-    import transformers.models.timm_wrapper.modeling_timm_wrapper  # noqa: F401, imported to be there
+    import transformers.models.timm_wrapper.modeling_timm_wrapper  # noqa: F401, for the files that it opens
 
     assert timm.list_models()
     assert torchvision.models.list_models()

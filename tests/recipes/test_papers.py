@@ -99,7 +99,7 @@ def test_a_detectors_features_are_its_backbones_chains_and_the_source_networks_a
 
     def features() -> list[torch.Tensor]:
         with torch.no_grad():
-            return list(backbone.eval()(inputs["pixel_values"]).feature_maps)  # type: ignore[call-overload]
+            return list(backbone.eval()(inputs["pixel_values"]).feature_maps)
 
     expected = features()
     rs.rewire(network, example_inputs=inputs, recipe="swin-tiny-detector", arithmetic="exact")
