@@ -14,7 +14,7 @@ from revsurgeon.errors import UsageError
 from revsurgeon.reversible.coefficients import chains, some_chains
 from revsurgeon.rewiring.unrewired import rewired_forwards, unrewired
 
-CHUNKS = 4
+CHUNKS = 8
 """Pieces in which the chunked row runs what treats every place alike."""
 
 

@@ -60,17 +60,20 @@ class Arithmetic(Protocol):
     def value(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """x as the branch sees it."""
 
-    def next_x(self, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """x of the next streams, in the memory layout of g."""
+    def next_x(self, y: torch.Tensor, g: torch.Tensor, reuse: bool = False) -> torch.Tensor:
+        """x of the next streams, in the memory layout of g, and with `reuse` perhaps in the memory of y."""
 
     def next_y(self, x: torch.Tensor, keep: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """y of the next streams, and what must be kept to come back (None in float, or if nobody will)."""
+        """y of the next streams, and what must be kept to come back (None in float, or if nobody will).
+
+        With `keep` it is perhaps in the memory of x.
+        """
 
     def previous_x(self, y: torch.Tensor, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
         """x of the streams before, from y behind it, with the memory layout that it had."""
 
-    def previous_y(self, x: torch.Tensor, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-        """y of the streams before, from x behind it, with the memory layout that it had."""
+    def previous_y(self, x: torch.Tensor, g: torch.Tensor, out: torch.Tensor) -> None:
+        """y of the streams before, from x behind it, written to `out`, which may be that x."""
 
     def merge(self, streams: Streams, rule: str) -> torch.Tensor:
         """The chain's output."""
@@ -94,7 +97,7 @@ class FloatArithmetic:
         """x as the branch sees it."""
         return x.to(dtype)
 
-    def next_x(self, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    def next_x(self, y: torch.Tensor, g: torch.Tensor, reuse: bool = False) -> torch.Tensor:
         """x of the next streams, in the memory layout of g."""
         return g.to(y.dtype) + laid_out(y, g.stride())
 
@@ -106,9 +109,9 @@ class FloatArithmetic:
         """x of the streams before, from y behind it, with the memory layout that it had."""
         return laid_out(y / self.beta, stride)
 
-    def previous_y(self, x: torch.Tensor, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-        """y of the streams before, from x behind it, with the memory layout that it had."""
-        return laid_out(x - g.to(x.dtype), stride)
+    def previous_y(self, x: torch.Tensor, g: torch.Tensor, out: torch.Tensor) -> None:
+        """y of the streams before, from x behind it, written to `out`, which may be that x."""
+        torch.sub(x, g.to(x.dtype), out=out)
 
     def merge(self, streams: Streams, rule: str) -> torch.Tensor:
         """The chain's output."""
@@ -160,9 +163,6 @@ class ExactArithmetic:
         """The largest magnitude that a stream may have, in its own units."""
         return _LIMIT / self.p / 2**self.grid_bits
 
-    def _ceil(self, y: torch.Tensor) -> torch.Tensor:
-        return y.div(self.beta).ceil_()  # beta = p / 2**m has no rounding error in float64
-
     def _on_grid(self, value: torch.Tensor) -> torch.Tensor:
         # Scaling by a power of two and rounding to integers are exact in float32 too, at half the traffic.
         return widened(value).mul(2.0**self.grid_bits).round_()
@@ -170,7 +170,7 @@ class ExactArithmetic:
     def start(self, x: torch.Tensor) -> Streams:
         """Both streams at the start of a chain."""
         on_grid = self._on_grid(x).to(torch.float64)
-        return Streams(on_grid, self.next_y(on_grid, keep=False)[0])
+        return Streams(on_grid, on_grid.mul(self.beta).floor_())
 
     def value(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """x as the branch sees it."""
@@ -178,48 +178,55 @@ class ExactArithmetic:
             return (x * 2.0**-self.grid_bits).to(dtype)
         return x.to(dtype, copy=True).mul_(2.0**-self.grid_bits)  # one rounding, then a power of two
 
-    def next_x(self, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """x of the next streams, in the memory layout of g."""
-        return self._on_grid(g).to(torch.float64).add_(laid_out(y, g.stride()))
+    def next_x(self, y: torch.Tensor, g: torch.Tensor, reuse: bool = False) -> torch.Tensor:
+        """x of the next streams, in the memory layout of g, and with `reuse` perhaps in the memory of y."""
+        x = laid_out(y, g.stride())
+        if not reuse:
+            return self._on_grid(g).to(torch.float64).add_(x)
+        for x_part, g_part in _parts(x, g):
+            x_part.add_(self._on_grid(g_part))
+        return x
 
     def next_y(self, x: torch.Tensor, keep: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """``Y = floor(X * p / 2**m)``, and the place of X among those that share this Y, packed."""
+        """``Y = floor(X * p / 2**m)``, in X's memory, and the place of X among those that share Y, packed."""
         if not keep:
             return x.mul(self.beta).floor_(), None
-        y = torch.empty_like(x)
         place = torch.empty(x.shape, dtype=torch.uint8 if self.bits < 8 else torch.int32, device=x.device)
-        for x_part, y_part, place_part in _parts(x, y, place):
+        for x_part, place_part in _parts(x, place):
             scaled = x_part.mul(self.beta)
-            torch.floor(scaled, out=y_part)
+            torch.floor(scaled, out=x_part)
             # The place is floor(f / p), where f / 2**m is the fraction that floor cut off: a multiple of
             # 2**-m, so exact in float32. f + 1/2 lies at least 1/(2p) away from any multiple of p, which is
             # more than the error of two float32 operations on numbers below 2**16 / p.
-            fraction = scaled.sub_(y_part).to(torch.float32)
+            fraction = scaled.sub_(x_part).to(torch.float32)
             number = fraction.mul_(2.0**self.m / self.p).add_(0.5 / self.p)
             # The cast to int8 is five times as fast as the one to uint8.
             place_part.copy_(number.to(torch.int8).view(torch.uint8) if self.bits < 8 else number)
             del scaled, fraction, number  # before there are those of the next part
-        return y, pack_bits(place, self.bits)
+        return x, pack_bits(place, self.bits)
 
     def previous_x(self, y: torch.Tensor, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
         """x of the streams before, from y behind it, with the memory layout that it had."""
         assert kept is not None
-        x = self._ceil(y)
+        # beta = p / 2**m has no rounding error in float64
+        x = y.to(torch.float64, copy=True).div_(self.beta).ceil_()
         return laid_out(x.add_(unpack_bits(kept, self.bits, x.shape)), stride)
 
-    def previous_y(self, x: torch.Tensor, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-        """y of the streams before, from x behind it, with the memory layout that it had."""
-        return laid_out(self._on_grid(g).to(torch.float64).neg_().add_(x), stride)
+    def previous_y(self, x: torch.Tensor, g: torch.Tensor, out: torch.Tensor) -> None:
+        """y of the streams before, from x behind it, written to `out`, which may be that x."""
+        for x_part, g_part, out_part in _parts(x, g, out):
+            out_part.copy_(self._on_grid(g_part).to(torch.float64).neg_().add_(x_part))
 
     def merge(self, streams: Streams, rule: str) -> torch.Tensor:
         """The chain's output."""
-        if rule == "last":
-            return streams.x * 2.0**-self.grid_bits
-        both = streams.x + laid_out(streams.y, streams.x.stride())
-        return both.mul_(2.0**-self.grid_bits).div_(1.0 + self.beta)
+        merged = streams.x.to(torch.float64, copy=True)
+        if rule != "last":
+            merged.add_(laid_out(streams.y, merged.stride())).div_(1.0 + self.beta)
+        return merged.mul_(2.0**-self.grid_bits)
 
     def checksum(self, x: torch.Tensor) -> torch.Tensor:
         """A number that differs when x does; None where equality cannot be expected."""
+        x = x.to(torch.float64)
         # A sum of the same shape and strides adds in the same order, so it is a function of x alone.
         return torch.stack([x.sum(), *(torch.aminmax(x) if x.numel() else (x.sum(), x.sum()))])
 

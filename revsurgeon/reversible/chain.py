@@ -267,22 +267,20 @@ class Chain:
     def _end(self, run: Run) -> torch.Tensor:
         if run.how == "plain":
             return run.x.clone() if self.copy_output else run.x
-        arithmetic = run.arithmetic
-        streams = run.tape.streams if run.tape else run.streams
+        arithmetic, streams = run.arithmetic, run.streams
         assert arithmetic is not None
-        assert streams is not None
+        if run.tape is not None:
+            run.tape.check_range()
+            streams = run.tape.hold_end()
 
         def merged() -> torch.Tensor:
+            assert streams is not None
             value = fresh(arithmetic.merge(streams, self.merge).to(run.output_dtype))
             return value.clone() if self.copy_output else value
 
         if run.how == "forward":
             return merged()
-        if run.tape is not None:
-            run.tape.check_range()
         output: torch.Tensor = Merge.apply(merged, arithmetic.beta, self.merge, run.x, run.y)
-        if run.tape is not None:
-            run.tape.hold_end()
         return output
 
     # -- coefficients ------------------------------------------------------------------------

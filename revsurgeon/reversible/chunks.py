@@ -21,11 +21,16 @@ class Chunks:
     count: int
 
     def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The pieces of a tensor of the stream's shape: views."""
-        pieces = x.tensor_split(min(self.count, x.shape[self.dimension]), dim=self.dimension)
+        """The pieces of a tensor of the stream's shape: views, to be read by `piece` or to be written to."""
+        return x.tensor_split(min(self.count, x.shape[self.dimension]), dim=self.dimension)
+
+    def piece(self, x: torch.Tensor) -> torch.Tensor:
+        """A piece as the segment sees it: in memory of its own, of which the whole's size says nothing."""
+        if not x.is_contiguous():
+            x = x.clone()
         # The stride of a dimension of size 1 is arbitrary and still chooses a convolution's kernel.
         # view_as settles it, here as in a record.
-        return tuple(piece.view_as(piece) for piece in pieces)
+        return x.view_as(x)
 
     def join(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         """A tensor of the stream's shape."""
@@ -40,7 +45,7 @@ class Chunks:
             enabled = torch.is_autocast_cache_enabled()
             torch.set_autocast_cache_enabled(False)
             try:
-                return self.join([function(block, piece, alpha, *extras) for piece in self.split(x)])
+                return self.join([function(block, self.piece(x), alpha, *extras) for x in self.split(x)])
             finally:
                 torch.set_autocast_cache_enabled(enabled)
 

@@ -26,18 +26,21 @@ class FusedExactArithmetic(ExactArithmetic):
 
     backend: Any = "inductor"
 
-    def next_x(self, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """x of the next streams, in the memory layout of g."""
-        scale = _single(2.0**self.grid_bits)
-        return self._compiled(_next_x)(laid_out(y, g.stride()), widened(g), scale)
+    def next_x(self, y: torch.Tensor, g: torch.Tensor, reuse: bool = False) -> torch.Tensor:
+        """x of the next streams, in the memory layout of g, and with `reuse` perhaps in the memory of y."""
+        x = laid_out(y, g.stride())
+        if x is y and not reuse:
+            x = y.clone()
+        self._compiled(_add_on_grid)(x, widened(g), _single(2.0**self.grid_bits))
+        return x
 
     def next_y(self, x: torch.Tensor, keep: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """y of the next streams, and what must be kept to come back."""
+        """y of the next streams, in the memory of x, and what must be kept to come back."""
         if not keep:
             return super().next_y(x, keep)
         per_place, half = _single(2.0**self.m / self.p), _single(0.5 / self.p)
-        y, place = self._compiled(_next_y)(x, _double(self.beta), per_place, half, self.bits > 8)
-        return y, pack_bits(place.contiguous(), self.bits)
+        place = self._compiled(_next_y)(x, _double(self.beta), per_place, half, self.bits > 8)
+        return x, pack_bits(place.contiguous(), self.bits)
 
     def previous_x(self, y: torch.Tensor, kept: torch.Tensor | None, stride: tuple[int, ...]) -> torch.Tensor:
         """x of the streams before, from y behind it, with the memory layout that it had."""
@@ -45,10 +48,11 @@ class FusedExactArithmetic(ExactArithmetic):
         place = unpack_bits(kept, self.bits, y.shape)
         return laid_out(self._compiled(_previous_x)(y, place, _double(self.beta)), stride)
 
-    def previous_y(self, x: torch.Tensor, g: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-        """y of the streams before, from x behind it, with the memory layout that it had."""
-        scale = _single(2.0**self.grid_bits)
-        return laid_out(self._compiled(_previous_y)(x, widened(g), scale), stride)
+    def previous_y(self, x: torch.Tensor, g: torch.Tensor, out: torch.Tensor) -> None:
+        """y of the streams before, from x behind it, written to `out`, which may be that x."""
+        if out is not x:
+            out.copy_(x)
+        self._compiled(_take_on_grid)(out, widened(g), _single(2.0**self.grid_bits))
 
     def _compiled(self, function: Any) -> Any:
         return _compiled(function, self.backend)
@@ -62,25 +66,26 @@ def _single(number: float) -> torch.Tensor:
     return torch.tensor(number, dtype=torch.float32)
 
 
-def _next_x(y: torch.Tensor, g: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return (g * scale).round().to(torch.float64) + y
+def _add_on_grid(stream: torch.Tensor, g: torch.Tensor, scale: torch.Tensor) -> None:
+    stream.copy_(stream.to(torch.float64) + (g * scale).round().to(torch.float64))
+
+
+def _take_on_grid(stream: torch.Tensor, g: torch.Tensor, scale: torch.Tensor) -> None:
+    stream.copy_(stream.to(torch.float64) - (g * scale).round().to(torch.float64))
 
 
 def _next_y(
     x: torch.Tensor, beta: torch.Tensor, per_place: torch.Tensor, half: torch.Tensor, wide: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     scaled = x * beta
     y = scaled.floor()
+    x.copy_(y)
     place = (scaled - y).to(torch.float32) * per_place + half
-    return y, place.to(torch.int32 if wide else torch.uint8)
+    return place.to(torch.int32 if wide else torch.uint8)
 
 
 def _previous_x(y: torch.Tensor, place: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-    return (y / beta).ceil() + place
-
-
-def _previous_y(x: torch.Tensor, g: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return x - (g * scale).round().to(torch.float64)
+    return (y.to(torch.float64) / beta).ceil() + place
 
 
 @cache

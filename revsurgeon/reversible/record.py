@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,6 +20,19 @@ from revsurgeon.reversible.sharding import gathered
 
 # What autograd ends a graph in: the node that adds up the gradient of a leaf.
 _LEAF_NODE = type(get_gradient_edge(torch.zeros((), requires_grad=True)).node)
+
+
+class WayBack(Protocol):
+    """What a record needs of the streams that it is rebuilt from."""
+
+    def value(self) -> torch.Tensor:
+        """x as the branch saw it."""
+
+    def split(self, chunks: Chunks) -> Sequence[WayBack]:
+        """The same for every piece."""
+
+    def complete(self, g: torch.Tensor) -> None:
+        """Called once, with G(x; alpha)."""
 
 
 Values = tuple[torch.Tensor, tuple[Any, ...]]
@@ -94,6 +107,12 @@ class Record:
         watched = [*(e for e in self.extras if isinstance(e, torch.Tensor)), *self.parameters]
         return [-1 if t.is_inference() else t._version for t in watched]
 
+    def room_for_y(self, behind: torch.Tensor) -> torch.Tensor:
+        """Memory for y before the segment, in the layout that it had, for values like x behind it."""
+        if 0 in self.stride_y:
+            return torch.empty_like(behind)
+        return torch.empty_strided(behind.shape, self.stride_y, dtype=behind.dtype, device=behind.device)
+
     def check_unchanged(self) -> None:
         """Whether parameters and arguments still are what the forward used.
 
@@ -127,15 +146,15 @@ class Record:
         """
         given = iter(arguments)
         extras = [next(given) if wants else e for e, wants in zip(self.extras, self.wants_grad, strict=True)]
-        with torch.enable_grad():
-            pieces = self._pieces(x if x.requires_grad else x.detach().requires_grad_())
         results = []
         sides: tuple[Any, ...] = ()
+        with torch.enable_grad():
+            pieces = self._pieces(x if x.requires_grad else x.detach().requires_grad_())
         for piece in pieces:
             replay = Replay()
             self.replays.append(replay)
             with replay.noting(self.modules, x.device, self.call.memory.changing), _kept_nowhere():
-                g, sides = self._run(piece, extras)
+                g, sides = self._run(self._seen(piece), extras)
                 results.append(g.detach())
         return self._joined(results), tuple(_own(side, x) for side in sides)
 
@@ -145,64 +164,56 @@ class Record:
         results = []
         for piece, replay in zip(self._pieces(x), self.replays, strict=True):
             with gathered(self.call.block), replay.again(x.device), _kept_nowhere():
-                results.append(self._run(*self._leaves(piece))[0].detach())
+                results.append(self._run(*self._leaves(self._seen(piece)))[0].detach())
         return self._joined(results)
 
     def differentiate(
         self,
-        x: torch.Tensor,
+        back: WayBack,
         grad: torch.Tensor | None,
-        rebuilt: Callable[[torch.Tensor], None],
         side_grads: Sequence[torch.Tensor | None] = (),
     ) -> list[torch.Tensor | None]:
         """Run once more and backpropagate.
 
         Args:
-            x: as the branch saw it.
+            back: gives x as the branch saw it, and is completed with G(x; alpha).
             grad: of G(x; alpha).
-            rebuilt: called with G(x; alpha), before the backpropagation if it runs whole.
             side_grads: of the side outputs.
 
         Returns:
             The gradients of x, of the arguments that need one, and of the parameters.
         """
         if self.call.chunks is None:
-            (g, sides), leaves = self._run_for_gradient(x, self.replays[0])
-            del x
-            rebuilt(g.detach())
+            (g, sides), leaves = self._run_for_gradient(back.value(), self.replays[0])
+            back.complete(g.detach())
             pairs = zip(sides, side_grads or [None] * len(sides), strict=True)
             tensors = [(side, found) for side, found in pairs if isinstance(side, torch.Tensor)]
             return gradients([(g, grad), *tensors], leaves)
-        results, of_x, of_rest = self._differentiate_pieces(x, grad)
-        del x  # rebuilding the streams is the next peak of memory
-        whole = self._joined(results)
-        results.clear()
-        rebuilt(whole)
-        del whole
-        of_pieces = [piece for piece in of_x if piece is not None]
-        of_whole = self._joined(of_pieces) if len(of_pieces) == len(of_x) else None
-        return [of_whole, *of_rest]
+        return self._differentiate_pieces(self.call.chunks, back, grad)
 
     def _differentiate_pieces(
-        self, x: torch.Tensor, grad: torch.Tensor | None
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor | None], list[torch.Tensor | None]]:
-        """The pieces of G(x; alpha), the gradients of the pieces of x, and those of all that they share."""
-        pieces = self._pieces(x)
-        grads = [None] * len(pieces) if grad is None else self._pieces(grad)
-        results: list[torch.Tensor] = []
+        self, chunks: Chunks, back: WayBack, grad: torch.Tensor | None
+    ) -> list[torch.Tensor | None]:
+        pieces = back.split(chunks)
+        grads = [None] * len(pieces) if grad is None else list(chunks.split(grad))
         of_x: list[torch.Tensor | None] = []
-        of_rest: list[torch.Tensor | None] = []
+        of_rest = _Sums()
         # Backwards, as autograd goes through the pieces of a stored chain, so that sums have its order.
         for piece, piece_grad, replay in zip(pieces[::-1], grads[::-1], self.replays[::-1], strict=True):
-            (g, _), leaves = self._run_for_gradient(piece, replay)
-            results.insert(0, g.detach())
+            (g, _), leaves = self._run_for_gradient(chunks.piece(piece.value()), replay)
+            piece.complete(g.detach())
             found = gradients([(g, piece_grad)], leaves)
-            of_x.insert(0, found[0])
-            of_rest = [_sum(a, b) for a, b in zip(of_rest, found[1:], strict=True)] if of_rest else found[1:]
-        return results, of_x, of_rest
+            del g, leaves
+            of_x.insert(0, found.pop(0))
+            of_rest.add(found)
+        known = [piece for piece in of_x if piece is not None]
+        return [chunks.join(known) if len(known) == len(of_x) else None, *of_rest.sums]
 
     def _pieces(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (x,) if self.call.chunks is None else self.call.chunks.split(x)
+
+    def _seen(self, piece: torch.Tensor) -> torch.Tensor:
+        return piece if self.call.chunks is None else self.call.chunks.piece(piece)
 
     def _joined(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         return pieces[0] if self.call.chunks is None else self.call.chunks.join(pieces)
@@ -305,7 +316,22 @@ def gradients(
             leaf._backward_hooks = saved
 
 
-def _sum(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
-    if first is None or second is None:
-        return second if first is None else first
-    return first + second
+class _Sums:
+    """Gradients of what all pieces share, added up piece by piece."""
+
+    def __init__(self) -> None:
+        self.sums: list[torch.Tensor | None] = []
+        self._own: list[bool] = []  # whether a sum has memory of its own; a gradient may share another's
+
+    def add(self, found: list[torch.Tensor | None]) -> None:
+        """Add one piece's, and empty the list: each is let go when it is added."""
+        if not self.sums:
+            self.sums, self._own = [None] * len(found), [False] * len(found)
+        for place in reversed(range(len(found))):
+            present, new = self.sums[place], found.pop()
+            if present is None or new is None:
+                self.sums[place] = new if present is None else present
+            elif self._own[place]:
+                present.add_(new)
+            else:
+                self.sums[place], self._own[place] = present + new, True

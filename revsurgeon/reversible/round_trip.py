@@ -110,8 +110,9 @@ def _watch(chain: Chain, watch: Watch) -> None:
 
 
 def streams_of(run: Run) -> Streams | None:
-    """The streams where a run stands."""
-    return run.tape.streams if run.tape is not None else run.streams
+    """The streams where a run stands: copies, since the next ones may take their memory."""
+    streams = run.tape.streams if run.tape is not None else run.streams
+    return None if streams is None else Streams(streams.x.detach().clone(), streams.y.detach().clone())
 
 
 def in_units(arithmetic: Arithmetic, stream: torch.Tensor) -> torch.Tensor:
@@ -140,8 +141,8 @@ class Trip:
     def back(self) -> Iterator[tuple[int, Streams]]:
         """Rebuild the streams from the end: (i, the streams before segment i), the last segment first."""
         for index in reversed(range(1, len(self.names))):
-            found = self.tape.streams_after(index - 1)  # x may have come in fewer bytes
-            yield index, Streams(found.x.to(found.y.dtype), found.y)
+            found = self.tape.streams_after(index - 1)
+            yield index, Streams(*(_kept(stream) for stream in (found.x, found.y)))
         if self.names:
             yield 0, self._one_back(0, self.tape.streams_after(0))
 
@@ -154,7 +155,14 @@ class Trip:
         found = tape.previous_x(index, after)
         seen = found if x is None else x
         g = record.run_again(tape.arithmetic.value(seen, record.dtype))
-        return Streams(found, tape.arithmetic.previous_y(after.x, g, record.stride_y))
+        y = record.room_for_y(after.x)
+        tape.arithmetic.previous_y(after.x, g, y)
+        return Streams(found, _kept(y))
+
+
+def _kept(stream: torch.Tensor) -> torch.Tensor:
+    """A stream of the tape in memory of its own; integers, which may have come in four bytes, in float64."""
+    return stream.clone() if stream.is_floating_point() else stream.to(torch.float64)
 
 
 def trips(run_forward: Callable[[], Any], chains: Sequence[Chain]) -> tuple[list[Trip], Any]:

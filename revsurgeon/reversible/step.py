@@ -84,16 +84,10 @@ class Step(torch.autograd.Function):
             record.check_unchanged()
             tape.begin_backward()
             with tape.as_in_forward():
-                behind, x = tape.take_back(ctx.index)
-                # Handed over out of lists, so that nothing is held here that is not needed any more.
-                seen = [tape.arithmetic.value(x, record.dtype)]
-                steps = [(ctx.index, behind, tape.narrow(x))]
-                del behind, x
-
-                def step_back(g: torch.Tensor) -> None:
-                    tape.step_back(*steps.pop(), g)
-
-                through_g = record.differentiate(seen.pop(), grad_x, step_back, grad_sides)
+                back = tape.begin_step(ctx.index)
+                through_g = record.differentiate(back, grad_x, grad_sides)
+                tape.end_step(ctx.index, back)
+                del back
             if ctx.index == 0:
                 tape.finish()
         return None, None, weighted_sum(through_g[0], grad_y, tape.arithmetic.beta), grad_x, *through_g[1:]

@@ -5,14 +5,51 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from revsurgeon.errors import ChainBrokenError, RevsurgeonError
 from revsurgeon.reversible.arithmetic import Arithmetic, ExactArithmetic, Streams, coupled
+from revsurgeon.reversible.chunks import Chunks
 from revsurgeon.reversible.held import Held
 from revsurgeon.reversible.record import Record, SegmentCall, Values
 from revsurgeon.reversible.settings import Settings
+
+
+@dataclass
+class StepBack:
+    """One step back under way, or a piece of it: y_{i-1} = x_i - G_i.
+
+    Attributes:
+        arithmetic: of the chain.
+        dtype: of x as the branch sees it.
+        x: before the segment, in the fewest bytes.
+        behind: x behind it, until y is there.
+        y: before the segment, once it is written; often where x behind it was. None if it is known already.
+    """
+
+    arithmetic: Arithmetic
+    dtype: torch.dtype
+    x: torch.Tensor
+    behind: torch.Tensor | None
+    y: torch.Tensor | None
+
+    def value(self) -> torch.Tensor:
+        """x as the branch sees it."""
+        return self.arithmetic.value(self.x, self.dtype)
+
+    def split(self, chunks: Chunks) -> list[StepBack]:
+        """The step back of every piece."""
+        x = chunks.split(self.x)
+        behind, y = ((None,) * len(x) if t is None else chunks.split(t) for t in (self.behind, self.y))
+        return [StepBack(self.arithmetic, self.dtype, *part) for part in zip(x, behind, y, strict=True)]
+
+    def complete(self, g: torch.Tensor) -> None:
+        """Write y, given G at x."""
+        if self.behind is not None and self.y is not None:
+            self.arithmetic.previous_y(self.behind, g, self.y)
+        self.behind = None
 
 
 class Tape:
@@ -33,6 +70,7 @@ class Tape:
         self.streams: Streams | None = None  # the latest ones, while the chain runs
         self._end: Held | None = None
         self._cursor: tuple[int, Streams] | None = None
+        self._own = False  # whether nobody else holds the streams at the cursor
         self._unpacked: tuple[int, Streams] | None = None  # what `previous_x` found stored
         self._largest = float("inf")  # magnitude on the grid; known when the range was checked
         self._start_y: torch.Tensor | None = None
@@ -42,13 +80,15 @@ class Tape:
         self._keep_graph = False
         self._differentiated: int | None = None  # the first of the segments at the end that are done with
 
-    def hold_end(self) -> None:
+    def hold_end(self) -> Streams:
         """Called when the chain has run: keep its last streams, integers in four bytes where they fit."""
-        if self.streams is None:
-            return
+        assert self.streams is not None
         self._anchors.pop(len(self.records) - 1, None)
-        x, y = self.streams.x.detach(), self.streams.y.detach()
-        self._end, self.streams = Held(self.narrow(x), self.narrow(y)), None
+        ends = [self.streams.y.detach(), self.streams.x.detach()]
+        self.streams = None  # so that each can go before the next one is there
+        x, y = self.narrow(ends.pop()), self.narrow(ends.pop())
+        self._end = Held(x, y)
+        return Streams(x, y)
 
     def advance(self, record: Record, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> Values:
         """Run the next segment on x as its branch sees it; the new x as its reader sees it, side outputs."""
@@ -59,11 +99,11 @@ class Tape:
         record.checksum = arithmetic.checksum(before)
         if not self.records:
             self._start_y = arithmetic.checksum(y)
-        self.streams = None  # so that x can go before the next one is there
+        self.streams = None  # so that each can go before the next one is there
+        next_x = arithmetic.next_x(y, g, reuse=True)
+        del y, g
         next_y, kept = arithmetic.next_y(before)
         del before
-        next_x = arithmetic.next_x(y, g)
-        del y, g
         record.kept = None if kept is None else Held(kept)
         self.records.append(record)
         value = arithmetic.value(next_x, record.dtype)
@@ -100,36 +140,61 @@ class Tape:
             self._cursor = self._at_end() if anchor is None else self._at(anchor)
             self._checks = []
         while self._cursor[0] > index:
-            place, streams = self._cursor
-            behind, x = self._taken(place, streams)
-            del streams
-            record = self.records[place]
-            seen, x = self.arithmetic.value(x, record.dtype), self.narrow(x)
-            self.step_back(place, behind, x, record.run_again(seen))
+            place = self._cursor[0]
+            back = self._begin(place)
+            back.complete(self.records[place].run_again(back.value()))
+            self.end_step(place, back)
         return self._cursor[1]
 
-    def take_back(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """x behind the segment `index`, and x before it. `step_back` goes on from there.
+    def begin_step(self, index: int) -> StepBack:
+        """Begin the step back through the segment `index`. The caller completes it and calls `end_step`.
 
         In between nothing else of the streams is held, since a segment's differentiation is the peak of
         memory, unless the graph is kept.
         """
-        found = self._taken(index, self.streams_after(index))
+        self.streams_after(index)
         done = len(self.records) if self._differentiated is None else self._differentiated
-        if not self._keep_graph and index == done - 1:  # nobody will start from behind it again
-            self._differentiated = index
-            self._end = self.records[index].kept = None
+        last = not self._keep_graph and index == done - 1  # nobody will start from behind it again
+        if last:
+            self._differentiated, self._end, self._own = index, None, True
+        back = self._begin(index)
+        if last:
+            self.records[index].kept = None
             self._anchors = {i: held for i, held in self._anchors.items() if i < index}
-        return found
+        return back
 
-    def _taken(self, index: int, streams: Streams) -> tuple[torch.Tensor, torch.Tensor]:
-        self._cursor = None
-        x = self.previous_x(index, streams)
-        record = self.records[index]
-        now = None if self._unpacked is not None else self.arithmetic.checksum(x)
-        if now is not None and record.checksum is not None:
-            self._checks.append((record.call.name, record.checksum, now))
-        return streams.x, x
+    def _begin(self, index: int) -> StepBack:
+        assert self._cursor is not None
+        streams, self._cursor, record = self._cursor[1], None, self.records[index]
+        behind, x = streams.x, self.previous_x(index, streams)
+        del streams
+        y = None
+        if self._unpacked is None:
+            now = self.arithmetic.checksum(x)
+            if now is not None and record.checksum is not None:
+                self._checks.append((record.call.name, record.checksum, now))
+            y = self._room_for_y(record, behind)
+        return StepBack(self.arithmetic, record.dtype, self.narrow(x), behind, y)
+
+    def _room_for_y(self, record: Record, behind: torch.Tensor) -> torch.Tensor:
+        """Where y before a segment is to be written: over x behind it, if nobody else reads that.
+
+        In float arithmetic somebody may: x is what the blocks, and whoever hooks into them, have seen.
+        """
+        if isinstance(self.arithmetic, ExactArithmetic) and self._own and behind.stride() == record.stride_y:
+            return behind
+        return record.room_for_y(behind)
+
+    def end_step(self, index: int, back: StepBack) -> None:
+        """Go on from the streams before the segment `index`."""
+        if self._unpacked is not None:  # once: an activation checkpoint around the chain allows no more
+            self._cursor, self._unpacked, self._own = self._unpacked, None, False
+            return
+        assert back.y is not None
+        self._cursor, self._own = (index - 1, Streams(back.x, back.y)), True
+        start = self.arithmetic.checksum(back.y) if index == 0 else None
+        if start is not None and self._start_y is not None:
+            self._checks.append(("the chain's start", self._start_y, start))
 
     def narrow(self, stream: torch.Tensor) -> torch.Tensor:
         """A stream in the fewest bytes that hold it: integers in four, where they fit."""
@@ -145,10 +210,11 @@ class Tape:
                     hint="Pass retain_graph=True to the first backward.",
                 )
             held = self.streams.x, self.streams.y
-        x, y = held
-        return len(self.records) - 1, Streams(x, y if y.is_floating_point() else y.to(torch.float64))
+        self._own = False
+        return len(self.records) - 1, Streams(*held)
 
     def _at(self, anchor: int) -> tuple[int, Streams]:
+        self._own = False
         return anchor, Streams(*self._anchors[anchor].tensors())
 
     def previous_x(self, index: int, streams: Streams) -> torch.Tensor:
@@ -159,25 +225,6 @@ class Tape:
         record = self.records[index]
         kept = record.kept.tensors()[0] if record.kept else None
         return self.arithmetic.previous_x(streams.y, kept, record.stride_x)
-
-    def step_back(self, index: int, behind: torch.Tensor, x: torch.Tensor, g: torch.Tensor) -> None:
-        """Complete the streams before segment `index`: y_{i-1} = x_i - G_i.
-
-        Args:
-            index: of the segment.
-            behind: x behind it.
-            x: before it.
-            g: its value.
-        """
-        if self._unpacked is not None:  # once: an activation checkpoint around the chain allows no more
-            self._cursor, self._unpacked = self._unpacked, None
-            return
-        record = self.records[index]
-        y = self.arithmetic.previous_y(behind, g.detach(), record.stride_y)
-        self._cursor = index - 1, Streams(x, y)
-        start = self.arithmetic.checksum(y) if index == 0 else None
-        if start is not None and self._start_y is not None:
-            self._checks.append(("the chain's start", self._start_y, start))
 
     def begin_backward(self) -> None:
         """Called by every segment's backward; the first one of a pass sees to it that `finish` is called."""

@@ -63,7 +63,8 @@ def _pieces_give_the_whole(call: SegmentCall, x: torch.Tensor, alpha: float, dim
     """Without dropout, which draws other numbers for pieces. A bias for each place would not pass."""
     call.block.eval()
     whole = _run(call, x, alpha)
-    pieces = [_run(call, piece, alpha) for piece in Chunks(dimension, 2).split(x)]
+    chunks = Chunks(dimension, 2)
+    pieces = [_run(call, chunks.piece(piece), alpha) for piece in chunks.split(x)]
     if whole is None or any(piece is None for piece in pieces):
         return False
     joined = torch.cat([piece for piece in pieces if piece is not None], dim=dimension)

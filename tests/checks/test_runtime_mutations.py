@@ -57,7 +57,7 @@ def next_x_with(change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) ->
     """Let another x come out of every coupling: of the right one, and the y that went into it."""
     right = ExactArithmetic.next_x
 
-    def wrong(self: ExactArithmetic, y: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    def wrong(self: ExactArithmetic, y: torch.Tensor, g: torch.Tensor, reuse: bool = False) -> torch.Tensor:
         return change(right(self, y, g), y)
 
     return lambda patch: patch.setattr(ExactArithmetic, "next_x", wrong)
@@ -67,8 +67,8 @@ def unscaled_y(patch: Patch) -> None:
     right = ExactArithmetic.next_y
 
     def wrong(self: ExactArithmetic, x: torch.Tensor, keep: bool = True) -> Any:
-        y, kept = right(self, x, keep)
-        return x.clone() if keep else y, kept  # the start is right
+        y, kept = right(self, x.clone(), keep)
+        return x if keep else y, kept  # the start is right
 
     patch.setattr(ExactArithmetic, "next_y", wrong)
 
@@ -339,8 +339,8 @@ def inverse_without_beta(patch: Patch) -> None:
 
 
 def inverse_adds(patch: Patch) -> None:
-    def wrong(self: ExactArithmetic, x: torch.Tensor, g: torch.Tensor, stride: Any) -> torch.Tensor:
-        return x + self._on_grid(g).double()
+    def wrong(self: ExactArithmetic, x: torch.Tensor, g: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(x + self._on_grid(g).double())
 
     patch.setattr(ExactArithmetic, "previous_y", wrong)
 
