@@ -210,7 +210,9 @@ class ExactArithmetic:
         assert kept is not None
         # beta = p / 2**m has no rounding error in float64
         x = y.to(torch.float64, copy=True).div_(self.beta).ceil_()
-        return laid_out(x.add_(unpack_bits(kept, self.bits, x.shape)), stride)
+        for x_part, place_part in _parts(x, unpack_bits(kept, self.bits, x.shape)):
+            x_part.add_(place_part)  # torch widens it first, on the CPU in memory that nobody counts
+        return laid_out(x, stride)
 
     def previous_y(self, x: torch.Tensor, g: torch.Tensor, out: torch.Tensor) -> None:
         """y of the streams before, from x behind it, written to `out`, which may be that x."""

@@ -73,7 +73,7 @@ def test_every_integer_comes_back(beta: float, magnitude: float, shape: list[int
     after, kept = coupling(arithmetic, streams, g)
     before_x = arithmetic.previous_x(after.y, kept, streams.x.stride())
     before_y = previous_y(arithmetic, after.x, g)
-    narrow_x, narrow_y = after.x.to(torch.int32), after.y.to(torch.int32)  # as the tape keeps them if they fit
+    narrow_x, narrow_y = after.x.to(torch.int32), after.y.to(torch.int32)  # as the tape keeps them
     if torch.equal(narrow_x.double(), after.x):
         assert torch.equal(previous_y(arithmetic, narrow_x, g).double(), before_y)
         assert torch.equal(arithmetic.previous_x(narrow_y, kept, streams.x.stride()), before_x)
