@@ -28,13 +28,11 @@ from benchmarks.peers_couplings import (
     needs_branches,
 )
 from benchmarks.peers_networks import Subject
+from revsurgeon.memory.strategies import CHUNKS
 from revsurgeon.recipes import load_recipe
 from revsurgeon.reversible.arithmetic import make_arithmetic
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.rewiring import rewire_with_checks
-
-CHUNKS = 4
-"""Pieces in which the chunked row runs what treats every token alike."""
 
 
 @dataclass

@@ -35,12 +35,8 @@ def noisy_vit():
     return timm_vit(drop_path_rate=0.2, proj_drop_rate=0.2, attn_drop_rate=0.2)
 
 
-SAMPLE = {"vit with dropout": noisy_vit, "convnext": NETWORKS["timm convnext"]}
-
-
-@pytest.mark.parametrize("name", SAMPLE)
-def test_compiled_segments_reverse_bit_for_bit(name):
-    network, inputs, plain = rewired(SAMPLE[name])
+def test_compiled_segments_reverse_bit_for_bit():
+    network, inputs, plain = rewired(noisy_vit)
     reversible = step(network, inputs)
     stored = step(network, inputs, inside=rs.stored_activations(network))
     assert_identical(reversible, stored)

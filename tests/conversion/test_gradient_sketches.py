@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import revsurgeon as rs
@@ -54,6 +55,7 @@ def test_measuring_leaves_the_networks_own_gradients_alone() -> None:
         assert gradient is None or bool((gradient == number).all())
 
 
+@pytest.mark.slow
 def test_float_gradients_that_overflow_are_recorded_as_far_away_and_exact_is_taken(tmp_path: Path) -> None:
     """Forty divisions by .1 leave nothing that a float can hold."""
     source = "python:tests.conversion.factories:deep_stack"

@@ -57,7 +57,10 @@ def source(request: pytest.FixtureRequest) -> str:
     return name if ":" in name or name == "demo" else str(request.getfixturevalue(name))
 
 
-SOURCES = ["demo", "videomae", "masked_lm", "python:tests.models:torchvision_r3d"]
+SOURCES = [
+    *("demo", "videomae", "masked_lm"),
+    pytest.param("python:tests.models:torchvision_r3d", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("source", SOURCES, indirect=True)
@@ -149,7 +152,7 @@ def test_buffers_that_no_file_holds_follow_the_weights_to_their_dtype(tmp_path: 
         assert torch.equal(loaded(*inputs), cast(*inputs))
 
 
-@pytest.mark.parametrize("source", ["demo", "masked_lm"], indirect=True)
+@pytest.mark.parametrize("source", ["demo", pytest.param("masked_lm", marks=pytest.mark.slow)], indirect=True)
 def test_shards_hold_the_same_tensors_and_load_back(tmp_path: Path, source: str) -> None:
     whole = rs.convert(source, output=tmp_path / "whole", arithmetic="exact")
     sharded = rs.convert(source, output=tmp_path / "sharded", arithmetic="exact", max_shard_size="20KB")
@@ -190,7 +193,11 @@ def test_tied_weights_stay_tied(tmp_path: Path, masked_lm: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "options"),
-    [("demo", {}), ("demo", {"max_shard_size": "20KB"}), ("masked_lm", {"dtype": "bfloat16"})],
+    [
+        ("demo", {"max_shard_size": "20KB"}),
+        pytest.param("demo", {}, marks=pytest.mark.slow),
+        pytest.param("masked_lm", {"dtype": "bfloat16"}, marks=pytest.mark.slow),
+    ],
     indirect=["source"],
 )
 def test_a_second_run_writes_the_same_bytes_from_another_directory_too(

@@ -52,7 +52,9 @@ SAMPLE = {
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16 autocast"])
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "resnet" else ()) for name in SAMPLE]
+)
 def test_gradients_in_pieces_are_the_stored_chains_bit_for_bit(name, autocast):
     network, inputs = rewired(SAMPLE[name], "exact", 3)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import replace
 
@@ -20,7 +21,8 @@ OUTCOMES: Counter[str] = Counter()
 @given(networks, st.integers(0, 2**16))
 def test_a_random_network_is_refused_with_a_reason_or_rewired_right(plan: NetworkPlan, seed: int) -> None:
     try:
-        outcome = examine(plan, seed)
+        with contextlib.nullcontext() if seed % 4 == 0 else cheaper():
+            outcome = examine(plan, seed)
     except UnusableError:
         assume(False)
     OUTCOMES[outcome] += 1
