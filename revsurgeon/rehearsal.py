@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revsurgeon.anatomy.inspect import inspect
 from revsurgeon.anatomy.report import Anatomy
 from revsurgeon.artifact import byte_limit, check_output
 from revsurgeon.errors import UnsupportedModelError
-from revsurgeon.memory.allocator import available
-from revsurgeon.memory.skeleton import skeleton
+from revsurgeon.memory.skeleton import check_room, without_values
 from revsurgeon.recipes import Recipe
 from revsurgeon.rewiring.rewire import nothing_to_rewire
 from revsurgeon.sources import Source, resolve
@@ -161,7 +158,7 @@ def anatomy_of(
         chosen = {"granularity": recipe.granularity, "select": recipe.selects}
     tell("Following one forward pass, without weights")
     # Masks and positions have values beside weights that have none, for code that looks (`if mask.all()`).
-    ways = ((lambda: source.module("meta"), "meta"), (lambda: _without_values(source), "cpu"))
+    ways = ((lambda: source.module("meta"), "meta"), (lambda: without_values(source.module("meta")), "cpu"))
     for make, device in ways:
         try:
             return inspect(make(), spec.example(device=device), **chosen), "meta"
@@ -170,23 +167,5 @@ def anatomy_of(
             # wrong, so are they with real numbers, and that error is the one to show.
             continue
     tell("It needs real numbers: once more with random weights")
-    _check_room(source)
+    check_room(source.module("meta"), source.name)
     return inspect(source.module("cpu"), spec.example(device="cpu"), **chosen), "cpu"
-
-
-def _without_values(source: Source) -> nn.Module:
-    """The network with parameters that have a shape and a place, but no values and no memory."""
-    network = source.module("meta")
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return skeleton(network)
-
-
-def _check_room(source: Source) -> None:
-    weights = list(source.module("meta").parameters())
-    needed, room = sum(p.numel() * p.element_size() for p in weights), available(torch.device("cpu"))
-    if room is not None and needed > room:
-        raise UnsupportedModelError(
-            "the network decides by values, and there is no memory for its weights to find out how.",
-            where=f"{source.name}: {needed / 2**30:.1f} GiB of weights, {room / 2**30:.1f} GiB are left",
-            hint="Inspect a smaller network of the same kind, or give other inputs (--input).",
-        )

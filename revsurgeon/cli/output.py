@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -51,6 +52,10 @@ class Output:
         self._stack.enter_context(redirect_stdout(sys.stderr))
         self._stack.enter_context(warnings.catch_warnings())
         warnings.showwarning = self._show_warning
+        # torch logs, with a traceback, what a network without values fails by; the error says it in words.
+        log = logging.getLogger("torch._subclasses.fake_tensor")
+        self._stack.callback(setattr, log, "disabled", log.disabled)
+        log.disabled = not self.debug
         return self
 
     def __exit__(

@@ -16,7 +16,7 @@ from revsurgeon.checkpoints import load, set_as_recorded, spec_of
 from revsurgeon.errormap.subject import is_artifact
 from revsurgeon.errors import UnsupportedModelError, UsageError
 from revsurgeon.memory.sizes import Sizes, present, rebuilt, resized
-from revsurgeon.memory.skeleton import skeleton
+from revsurgeon.memory.skeleton import check_room, skeleton, without_values
 from revsurgeon.origin import origin_of
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.coefficients import chains
@@ -59,13 +59,10 @@ class Subject:
             UsageError: the network does not take them.
             UnsupportedModelError: nothing in it can be rewired.
         """
-        spec = resized(self.spec, sizes)
-        batch = sizes.batch or present(spec, "batch")
-        inputs = spec.example(batch, device="meta")
-        network = self._running(sizes, inputs)
+        network, inputs = self._running(sizes)
         if not chains(network):
             self.rewire(network, inputs)
-        return network, as_arguments(inputs)
+        return network, self.arguments(sizes)
 
     def real_at(self, sizes: Sizes) -> tuple[nn.Module, Arguments]:
         """The rewired network with weights for these sizes, and arguments, on the CPU.
@@ -82,7 +79,7 @@ class Subject:
         if self.real_for is not None and wanted != self.build:
             build = self.real_for
             ways.append(lambda: build(wanted))
-        network = self._first(ways, inputs)
+        network, inputs = self._first([(way, inputs) for way in ways])
         if not chains(network):
             self.rewire(network, inputs)
         return network, as_arguments(inputs)
@@ -98,26 +95,46 @@ class Subject:
         batch = sizes.batch or present(spec, "batch")
         return {name: (batch, *entry.shape[1:]) for name, entry in spec.entries.items()}
 
-    def _running(self, sizes: Sizes, inputs: Any) -> nn.Module:
-        """The network as it is where it takes these inputs, otherwise one that is built for them."""
-        ways: list[Callable[[], nn.Module]] = [] if sizes.depth else [self.make]
+    def _running(self, sizes: Sizes) -> tuple[nn.Module, Any]:
+        """The network as it is where it takes such inputs, otherwise one built for them; and the inputs."""
+        spec = resized(self.spec, sizes)
+        batch = sizes.batch or present(spec, "batch")
+        makes: list[Callable[[], nn.Module]] = [] if sizes.depth else [self.make]
         if sizes.of_network and self.build is not None:
             wanted = rebuilt(self.build, sizes)
             if wanted != self.build:
-                ways.append(lambda: self.make_for(wanted))
-        if self.make_real is not None and not sizes.depth:
-            ways.append(self.make_real)
-        return self._first(ways, inputs)
+                makes.append(lambda: self.make_for(wanted))
+        shapes, values = spec.example(batch, device="meta"), spec.example(batch)
+        ways: list[tuple[Callable[[], nn.Module], Any]] = [(make, shapes) for make in makes]
+        ways += [(lambda make=make: without_values(make()), values) for make in makes]  # type: ignore[misc]
+        try:
+            return self._first(ways)
+        except UsageError as error:
+            if self.make_real is None or sizes.depth:
+                raise
+            self._check_room(error)
+            return self._first([(self.make_real, values)])
 
-    def _first(self, ways: Sequence[Callable[[], nn.Module]], inputs: Any) -> nn.Module:
-        """The first of some networks that takes these inputs."""
+    def _check_room(self, error: UsageError) -> None:
+        """Refuse to make the network with weights, which is what is left to try, where they would not fit."""
+        try:
+            check_room(self.make(), self.name)
+        except UnsupportedModelError as no_room:
+            raise UsageError(
+                f"{self.name} does not run on these inputs without weights, and there is no memory for them.",
+                where=f"{error.where}; {no_room.where}",
+                hint=error.hint,
+            ) from no_room
+
+    def _first(self, ways: Sequence[tuple[Callable[[], nn.Module], Any]]) -> tuple[nn.Module, Any]:
+        """The first of some networks that takes its inputs, and these."""
         first: UnsupportedModelError | None = None
-        for make in ways:
+        for make, inputs in ways:
             try:
                 network = make()
                 with unrewired(network):  # a chain does not run on the meta device
                     probe(network, inputs)
-                return network
+                return network, inputs
             except UnsupportedModelError as error:
                 first = first or error
         if first is None:

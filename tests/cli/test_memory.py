@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_the_document_is_the_plan(revsurgeon: Run) -> None:
     for row in found["rows"]:
         assert sum(row["parts"].values()) == row["peak"]
     assert found["settings"]["optimizer"] == "adamw"
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_torch_logs_of_a_failed_simulation_is_for_debug_alone(revsurgeon: Run, debug: bool) -> None:
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "use_cache": False}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    Path("config.json").write_text(json.dumps(config | sizes), encoding="utf-8")
+    logged: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = logged.append  # type: ignore[method-assign]
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addHandler(handler)
+    try:
+        # The mask keeps its own length.
+        refused = revsurgeon("memory", ".", "--input", "input_ids=1x64:int64", *["--debug"] * debug, *STORED)
+    finally:
+        log.removeHandler(handler)
+    assert "broadcast" in refused.err
+    assert bool(logged) is debug
 
 
 def test_quiet_prints_one_number(revsurgeon: Run) -> None:

@@ -171,3 +171,41 @@ def test_plain_checkpointing_is_advised_where_the_rest_gains_little() -> None:
     assert "torch.utils.checkpoint" in said
     assert "model.b" in said
     assert "exact needs" in advice(ROWS, [], None, "batch", ["blocks.0"])
+
+
+def llama(directory: Path, **config: Any) -> str:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    known = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 100,
+        "use_cache": False,
+    }
+    (directory / "config.json").write_text(json.dumps(known | sizes | config))
+    return str(directory)
+
+
+def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("revsurgeon.memory.skeleton.available", lambda device: 0)
+
+
+def test_a_network_that_looks_at_its_mask_is_planned_without_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_room(monkeypatch)
+    plan = rs.estimate_memory(llama(tmp_path), batch=2, strategies=["stored", "exact"])
+    assert plan.row("exact").kept < plan.row("stored").kept
+
+
+def test_where_weights_are_needed_and_do_not_fit_both_reasons_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_room(monkeypatch)
+    with pytest.raises(rs.UsageError, match="there is no memory for them") as raised:
+        rs.estimate_memory(llama(tmp_path), inputs=["input_ids=2x8:int64", "attention_mask=2x9:int64"])
+    assert "0.0 GiB are left" in str(raised.value.where)
+
+
+def test_inputs_that_no_network_of_the_kind_takes_are_told_by_the_network_itself(tmp_path: Path) -> None:
+    with pytest.raises(rs.UsageError, match="does not take these inputs"):
+        rs.estimate_memory(llama(tmp_path), inputs=["input_ids=2x8:int64", "attention_mask=2x9:int64"])
