@@ -215,7 +215,10 @@ class _Search:
 
 
 def _no_pair(call: Call) -> SegmentError:
-    """Why a call whose output has no input's shape is no block."""
+    """Why a call is no block of which no output is another tensor than an input, of its shape."""
+    entered = {number for number, _ in call.inputs}
+    if any(number in entered and (number, version) not in call.inputs for number, version in call.outputs):
+        return SegmentError(Reason.MUTATES, "it writes over its input and returns it")
     try:
         joined = ends_in_join(trace_block(call.module, call.module.forward, call.args, call.kwargs).graph)
     except TraceError:

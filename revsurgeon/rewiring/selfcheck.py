@@ -13,9 +13,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from revsurgeon.anatomy.probe import ExampleInputs, as_arguments
-from revsurgeon.errors import ChainBrokenError, RevsurgeonError, SourceError, VerificationError
+from revsurgeon.errors import (
+    ChainBrokenError,
+    RevsurgeonError,
+    SourceError,
+    UnsupportedModelError,
+    VerificationError,
+)
 from revsurgeon.recipes import Recipe
 from revsurgeon.reversible.coefficients import chains, set_coefficients, stored_activations
 from revsurgeon.rewiring.measure import (
@@ -29,6 +36,7 @@ from revsurgeon.rewiring.measure import (
     tensors_of,
 )
 from revsurgeon.rewiring.start import UNMEASURED, StartSearch, find_start
+from revsurgeon.rewiring.unrewired import unrewired
 
 FLOAT_GRADIENT_LIMIT = 1e-3
 """`arithmetic: auto` takes exact arithmetic where float reversal errs by more than this."""
@@ -130,6 +138,7 @@ def check_and_start(model: nn.Module, batches: Batches, recipe: Recipe, arithmet
 
     Raises:
         VerificationError: it is not equal to the original at (1, 0), or beta does nothing.
+        UnsupportedModelError: the network reads again what a block wrote over its input.
     """
     for size, arguments, expected in batches:
         outputs = output_tensors(model, arguments)
@@ -137,6 +146,7 @@ def check_and_start(model: nn.Module, batches: Batches, recipe: Recipe, arithmet
             if not same_bits(output, wanted):
                 if not all(map(same_bits, output_tensors(model, arguments), outputs)):
                     raise _not_repeatable(model)
+                _check_inputs_kept(model, arguments, outputs)
                 raise VerificationError(
                     "the rewired network is not equal to the original at (alpha, beta) = (1, 0).",
                     where=f"output {number}, batch of {size}: largest difference "
@@ -165,6 +175,51 @@ def check_and_start(model: nn.Module, batches: Batches, recipe: Recipe, arithmet
         anchors=chosen.anchors,
         start=search,
     )
+
+
+def _check_inputs_kept(model: nn.Module, arguments: Arguments, rewired: list[torch.Tensor]) -> None:
+    """Whether the outputs differ because blocks of the original write over inputs that others read again.
+
+    It is proved: blocks of the original that are given copies of their inputs compute what the rewired
+    network does.
+
+    Raises:
+        UnsupportedModelError: so it is.
+    """
+    writing: dict[str, None] = {}
+    handles = []
+
+    def watch(path: str) -> None:
+        given: list[tuple[torch.Tensor, int]] = []
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            copies = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+            given[:] = [(tensor, tensor._version) for tensor in tensors_of(copies)]
+            return copies
+
+        def behind(module: nn.Module, args: Any, output: Any) -> None:
+            if any(tensor._version != version for tensor, version in given):
+                writing[path] = None
+
+        block = model.get_submodule(path)
+        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(block.register_forward_hook(behind))
+
+    try:
+        for path in dict.fromkeys(path for chain in chains(model) for path in chain.blocks):
+            watch(path)
+        with unrewired(model):
+            apart = output_tensors(model, arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if writing and all(map(same_bits, apart, rewired)):
+        raise UnsupportedModelError(
+            "blocks write over their input, and the network reads it again afterwards.",
+            where=", ".join(writing),
+            hint="A reversible chain leaves inputs as they are, so those readers would see other values. Let "
+            "the blocks add out of place (x = x + f, not x += f), or exclude them in the recipe.",
+        )
 
 
 def _not_repeatable(model: nn.Module) -> VerificationError:
