@@ -160,7 +160,7 @@ def _detection(entry: Entry) -> Subject:
 def _config(entry: Entry) -> Subject:
     """An architecture of transformers with a configuration made small, as small as it still runs."""
     last: Exception | None = None
-    for factor, depth, image in ((8, 3, 64), (8, 4, 64), (8, 4, None), (4, 3, 64), (1, 4, None)):
+    for factor, depth, image in ((8, 3, 64), (8, 4, 64), (8, 4, None), (4, 3, 64), (1, 4, 64), (1, 4, None)):
         try:
             network, batches, size = _from_config(entry, factor, depth, image)
         except Exception as error:  # noqa: BLE001 - a configuration that was not foreseen fails anyhow
