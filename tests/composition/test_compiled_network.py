@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._dynamo as dynamo
 from torch._dynamo.utils import counters
+from torch.torch_version import TorchVersion
 
 import revsurgeon as rs
 from tests.composition.agreement import assert_agree, both_arithmetics, loss_of, rewired, stack
@@ -64,4 +65,5 @@ def test_layers_compiled_one_by_one_inside_segments_reverse(arithmetic: str) -> 
     for block in network.blocks:
         block.linear = torch.compile(block.linear, backend="aot_eager")
     assert_agree(network, lambda: loss_of(network, inputs).backward(), arithmetic)
-    assert counters["stats"]["unique_graphs"] >= 1
+    # torch 2.11 runs such layers uncompiled there (docs/support.md).
+    assert (counters["stats"]["unique_graphs"] >= 1) is (torch.__version__ >= TorchVersion("2.12"))
