@@ -178,6 +178,7 @@ class Planner:
     sharding: Sharding
     _made: dict[Any, tuple[Simulator, Arguments]] = field(default_factory=dict)
     _found: dict[Any, Prediction] = field(default_factory=dict)
+    _floors: dict[Any, int] = field(default_factory=dict)
 
     def predict(self, way: Strategy, rank: int | None, sizes: Sizes) -> Prediction:
         """What a step takes."""
@@ -189,8 +190,11 @@ class Planner:
 
     def floor(self, rank: int | None, sizes: Sizes) -> int:
         """See `MemoryPlan.floor`."""
-        simulator, arguments = self._at(rank, sizes)
-        return simulator.floor(arguments)
+        key = (rank, sizes)
+        if key not in self._floors:
+            simulator, arguments = self._at(rank, sizes)
+            self._floors[key] = simulator.floor(arguments)
+        return self._floors[key]
 
     def point(self, sizes: Sizes) -> Point:
         """The coefficients that count."""
