@@ -154,7 +154,7 @@ class Tape:
         """
         self.streams_after(index)
         done = len(self.records) if self._differentiated is None else self._differentiated
-        last = not self._keep_graph and index == done - 1  # nobody will start from behind it again
+        last = self._lets_go and index == done - 1  # nobody will start from behind it again
         if last:
             self._differentiated, self._end, self._own = index, None, True
         back = self._begin(index)
@@ -162,6 +162,13 @@ class Tape:
             self.records[index].kept = None
             self._anchors = {i: held for i, held in self._anchors.items() if i < index}
         return back
+
+    @property
+    def _lets_go(self) -> bool:
+        """Whether a pass is the last one: the graph is not kept, and the chain is through (a hook may ask
+        for gradients of a block's output before).
+        """
+        return not self._keep_graph and self.streams is None
 
     def _begin(self, index: int) -> StepBack:
         assert self._cursor is not None
@@ -247,8 +254,8 @@ class Tape:
             ChainBrokenError: a segment did not repeat bit for bit.
         """
         self._compare()
-        if not self._keep_graph:
-            self._cursor = self._end = self.streams = None
+        if self._lets_go:
+            self._cursor = self._end = None
             self._anchors = {}
             for record in self.records:
                 record.kept = None

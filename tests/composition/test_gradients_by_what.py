@@ -136,6 +136,36 @@ def test_a_graph_that_is_retained_goes_backward_again(arithmetic: str) -> None:
 
 
 @both_arithmetics
+@pytest.mark.parametrize("retain", [False, True], ids=["let go", "retained"])
+def test_gradients_taken_in_hooks_while_the_chain_runs(arithmetic: str, retain: bool) -> None:
+    network, inputs = stack(arithmetic)
+
+    def run(retain: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+        found: dict[str, torch.Tensor | None] = {}
+
+        def take(block: torch.nn.Module, args: object, output: torch.Tensor) -> None:
+            by = dict(block.named_parameters())
+            gradients = torch.autograd.grad(output.square().sum(), list(by.values()), retain_graph=retain)
+            place = len(found)
+            found.update({f"{place} {name}": g for name, g in zip(by, gradients, strict=True)})
+
+        network.zero_grad()
+        handles = [block.register_forward_hook(take) for block in network.blocks[:-1]]  # the last one ends it
+        torch.manual_seed(0)
+        output = network(*inputs)
+        for handle in handles:
+            handle.remove()
+        output.square().sum().backward()
+        return output.detach(), found | {name: p.grad for name, p in network.named_parameters()}
+
+    with rs.stored_activations(network):
+        output, expected = run(retain=True)  # freed, they could not go backward a second time
+    found_output, found = run(retain)
+    assert torch.equal(found_output, output)
+    assert_same(found, expected, 0 if arithmetic == "exact" else float_bound(network))
+
+
+@both_arithmetics
 def test_two_losses_of_one_forward_go_backward_one_after_the_other(arithmetic: str) -> None:
     network, inputs = stack(arithmetic)
     taps: list[torch.Tensor] = []
