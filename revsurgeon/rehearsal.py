@@ -15,7 +15,8 @@ from revsurgeon.anatomy.inspect import inspect
 from revsurgeon.anatomy.report import Anatomy
 from revsurgeon.artifact import byte_limit, check_output
 from revsurgeon.errors import UnsupportedModelError
-from revsurgeon.memory.skeleton import check_room, without_values
+from revsurgeon.memory.allocator import too_large
+from revsurgeon.memory.skeleton import without_values
 from revsurgeon.recipes import Recipe
 from revsurgeon.rewiring.rewire import nothing_to_rewire
 from revsurgeon.sources import Source, resolve
@@ -167,5 +168,10 @@ def anatomy_of(
             # wrong, so are they with real numbers, and that error is the one to show.
             continue
     tell("It needs real numbers: once more with random weights")
-    check_room(source.module("meta"), source.name)
+    if (told := too_large(source.module("meta"))) is not None:
+        raise UnsupportedModelError(
+            "the network decides by values, and there is no memory for its weights to find out how.",
+            where=f"{source.name}: {told}",
+            hint="Take a smaller network of the same kind, or give other inputs (--input).",
+        )
     return inspect(source.module("cpu"), spec.example(device="cpu"), **chosen), "cpu"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 _ALLOCATION = "[memory]"  # the profiler's events that are an allocation or, with negative bytes, its end
 
@@ -74,3 +75,16 @@ def available(device: torch.device) -> int | None:
         if text.isdigit():
             found.append(int(text) - int(used.read_text(encoding="utf-8")))
     return min(found, default=None)
+
+
+def too_large(network: nn.Module) -> str | None:
+    """What a network's parameters take and what the CPU has left, in words, where they do not fit; else None.
+
+    Args:
+        network: on any device, the meta device for example.
+    """
+    needed = sum(p.numel() * p.element_size() for p in network.parameters())
+    room = available(torch.device("cpu"))
+    if room is None or needed <= room:
+        return None
+    return f"{needed / 2**30:.1f} GiB of weights, {room / 2**30:.1f} GiB are left"

@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from revsurgeon.errors import UnsupportedModelError
-from revsurgeon.memory.allocator import available
 
 _RUNTIME = "revsurgeon.reversible."
 _OURS = ("revsurgeon.memory.skeleton", "revsurgeon.memory.tracker", "contextlib")
@@ -106,28 +105,6 @@ def without_values(network: nn.Module) -> nn.Module:
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         return skeleton(network)
-
-
-def check_room(network: nn.Module, name: str) -> None:
-    """Refuse to make a network that the memory cannot hold.
-
-    Args:
-        network: on the meta device.
-        name: of it, for the message.
-
-    Raises:
-        UnsupportedModelError: its parameters are larger than the memory that is left.
-    """
-    needed, room = (
-        sum(p.numel() * p.element_size() for p in network.parameters()),
-        available(torch.device("cpu")),
-    )
-    if room is not None and needed > room:
-        raise UnsupportedModelError(
-            "the network decides by values, and there is no memory for its weights to find out how.",
-            where=f"{name}: {needed / 2**30:.1f} GiB of weights, {room / 2**30:.1f} GiB are left",
-            hint="Take a smaller network of the same kind, or give other inputs (--input).",
-        )
 
 
 def constants(network: nn.Module) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from revsurgeon.artifact import read_manifest
 from revsurgeon.checkpoints import load, set_as_recorded, spec_of
 from revsurgeon.errormap.subject import is_artifact
 from revsurgeon.errors import UnsupportedModelError, UsageError
+from revsurgeon.memory.allocator import too_large
 from revsurgeon.memory.sizes import Sizes, present, rebuilt, resized
-from revsurgeon.memory.skeleton import check_room, skeleton, without_values
+from revsurgeon.memory.skeleton import skeleton, without_values
 from revsurgeon.origin import origin_of
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.coefficients import chains
@@ -73,13 +75,13 @@ class Subject:
         """
         assert self.make_real is not None
         spec = resized(self.spec, sizes)
-        inputs = spec.example(sizes.batch or present(spec, "batch"))
+        example = spec.example(sizes.batch or present(spec, "batch"))
         ways = [] if sizes.depth else [self.make_real]
         wanted = rebuilt(self.build, sizes)
         if self.real_for is not None and wanted != self.build:
             build = self.real_for
             ways.append(lambda: build(wanted))
-        network, inputs = self._first([(way, inputs) for way in ways])
+        network, inputs = self._first(ways, example)
         if not chains(network):
             self.rewire(network, inputs)
         return network, as_arguments(inputs)
@@ -104,32 +106,29 @@ class Subject:
             wanted = rebuilt(self.build, sizes)
             if wanted != self.build:
                 makes.append(lambda: self.make_for(wanted))
-        shapes, values = spec.example(batch, device="meta"), spec.example(batch)
-        ways: list[tuple[Callable[[], nn.Module], Any]] = [(make, shapes) for make in makes]
-        ways += [(lambda make=make: without_values(make()), values) for make in makes]  # type: ignore[misc]
         try:
-            return self._first(ways)
-        except UsageError as error:
-            if self.make_real is None or sizes.depth:
-                raise
-            self._check_room(error)
-            return self._first([(self.make_real, values)])
+            return self._first(makes, spec.example(batch, device="meta"))
+        except UsageError as without:
+            # Code that looks at values (`if mask.all()`) gets them: in inputs of two samples, which tell the
+            # structure as many would, then in weights too.
+            values = spec.example(min(batch, 2))
+            try:
+                return self._first([partial(_blank, make) for make in makes], values)
+            except UsageError:
+                if self.make_real is None or sizes.depth:
+                    raise without from None
+            if (told := too_large(self.make())) is not None:
+                raise UsageError(
+                    f"{self.name} does not run on these inputs without weights, and they do not fit.",
+                    where=f"{without.where}; {told}",
+                    hint=without.hint,
+                ) from without
+            return self._first([self.make_real], values)
 
-    def _check_room(self, error: UsageError) -> None:
-        """Refuse to make the network with weights, which is what is left to try, where they would not fit."""
-        try:
-            check_room(self.make(), self.name)
-        except UnsupportedModelError as no_room:
-            raise UsageError(
-                f"{self.name} does not run on these inputs without weights, and there is no memory for them.",
-                where=f"{error.where}; {no_room.where}",
-                hint=error.hint,
-            ) from no_room
-
-    def _first(self, ways: Sequence[tuple[Callable[[], nn.Module], Any]]) -> tuple[nn.Module, Any]:
-        """The first of some networks that takes its inputs, and these."""
+    def _first(self, makes: Sequence[Callable[[], nn.Module]], inputs: Any) -> tuple[nn.Module, Any]:
+        """The first of some networks that takes these inputs, and the inputs."""
         first: UnsupportedModelError | None = None
-        for make, inputs in ways:
+        for make in makes:
             try:
                 network = make()
                 with unrewired(network):  # a chain does not run on the meta device
@@ -144,6 +143,10 @@ class Subject:
             where=first.where,
             hint="Take other sizes (--batch, --frames, --image-size, --input).",
         ) from first
+
+
+def _blank(make: Callable[[], nn.Module]) -> nn.Module:
+    return without_values(make())
 
 
 def subject_of(

@@ -42,7 +42,9 @@ class StepBack:
     def split(self, chunks: Chunks) -> list[StepBack]:
         """The step back of every piece."""
         x = chunks.split(self.x)
-        behind, y = ((None,) * len(x) if t is None else chunks.split(t) for t in (self.behind, self.y))
+        nothing = (None,) * len(x)
+        behind = nothing if self.behind is None else chunks.split(self.behind)
+        y = behind if self.y is self.behind else nothing if self.y is None else chunks.split(self.y)
         return [StepBack(self.arithmetic, self.dtype, *part) for part in zip(x, behind, y, strict=True)]
 
     def complete(self, g: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from revsurgeon.memory import skeleton
+from revsurgeon.memory import allocator
 
 from .conftest import Run
 
@@ -91,7 +91,7 @@ def test_a_decoder_that_looks_at_its_mask_is_followed_without_its_weights(revsur
 def test_weights_that_do_not_fit_are_not_drawn(revsurgeon: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ("inspect", f"python:{__name__}:Decides", "--input", "0=2x8")
     assert revsurgeon(*arguments).code == 0
-    monkeypatch.setattr(skeleton, "available", lambda device: 100)
+    monkeypatch.setattr(allocator, "available", lambda device: 100)
     refused = revsurgeon(*arguments)
     assert refused.code == 4
     assert "no memory for its weights" in refused.err

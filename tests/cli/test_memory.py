@@ -36,14 +36,23 @@ def test_the_document_is_the_plan(revsurgeon: Run) -> None:
     assert found["settings"]["optimizer"] == "adamw"
 
 
+class Collecting(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_what_torch_logs_of_a_failed_simulation_is_for_debug_alone(revsurgeon: Run, debug: bool) -> None:
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "use_cache": False}
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     Path("config.json").write_text(json.dumps(config | sizes), encoding="utf-8")
-    logged: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = logged.append  # type: ignore[method-assign]
+    handler = Collecting()
     log = logging.getLogger("torch._subclasses.fake_tensor")
     log.addHandler(handler)
     try:
@@ -52,7 +61,7 @@ def test_what_torch_logs_of_a_failed_simulation_is_for_debug_alone(revsurgeon: R
     finally:
         log.removeHandler(handler)
     assert "broadcast" in refused.err
-    assert bool(logged) is debug
+    assert bool(handler.records) is debug
 
 
 def test_quiet_prints_one_number(revsurgeon: Run) -> None:

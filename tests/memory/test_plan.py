@@ -15,6 +15,7 @@ from revsurgeon.memory.advice import advice
 from revsurgeon.memory.plan import Fit, Row
 from revsurgeon.memory.simulation import Sharding
 from revsurgeon.memory.sizes import Sizes, parse_bytes
+from revsurgeon.sources.inputs import InputSpec
 from tests.models import residual_stack, seeded
 
 
@@ -186,7 +187,7 @@ def llama(directory: Path, **config: Any) -> str:
 
 
 def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revsurgeon.memory.skeleton.available", lambda device: 0)
+    monkeypatch.setattr("revsurgeon.memory.allocator.available", lambda device: 0)
 
 
 def test_a_network_that_looks_at_its_mask_is_planned_without_weights(
@@ -197,11 +198,27 @@ def test_a_network_that_looks_at_its_mask_is_planned_without_weights(
     assert plan.row("exact").kept < plan.row("stored").kept
 
 
+def test_inputs_of_large_batches_are_never_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    example = InputSpec.example
+
+    def counted(spec: InputSpec, batch_size: int = 2, seed: int = 0, device: str = "cpu") -> Any:
+        if device != "meta":
+            made.append(batch_size)
+        return example(spec, batch_size, seed, device)
+
+    monkeypatch.setattr(InputSpec, "example", counted)
+    rs.estimate_memory("demo", batch=10**6, strategies=["stored"])
+    assert not made
+    rs.estimate_memory(llama(tmp_path), batch=10**6, strategies=["stored"])
+    assert max(made) == 2  # it looks at its mask
+
+
 def test_where_weights_are_needed_and_do_not_fit_both_reasons_are_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_room(monkeypatch)
-    with pytest.raises(rs.UsageError, match="there is no memory for them") as raised:
+    with pytest.raises(rs.UsageError, match="without weights, and they do not fit") as raised:
         rs.estimate_memory(llama(tmp_path), inputs=["input_ids=2x8:int64", "attention_mask=2x9:int64"])
     assert "0.0 GiB are left" in str(raised.value.where)
 
