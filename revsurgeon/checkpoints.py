@@ -23,6 +23,7 @@ from revsurgeon.artifact import (
 from revsurgeon.artifact.read import are_changed
 from revsurgeon.checks.seal import NOT_VERIFIED, RECORD, seal_of_structure
 from revsurgeon.errors import ArtifactError, RevsurgeonError, UnsupportedModelError, UsageError
+from revsurgeon.inference_mode import outside_inference_mode
 from revsurgeon.origin import Origin, keep_origin, origin_of, origin_of_rewired
 from revsurgeon.recipes import Coefficients
 from revsurgeon.reversible.chain import Chain
@@ -34,6 +35,7 @@ from revsurgeon.rewiring.wrappers import unwrapped
 from revsurgeon.sources import build_architecture
 
 
+@outside_inference_mode
 def load(
     path: str | Path,
     device: str | torch.device = "cpu",

@@ -12,6 +12,7 @@ from revsurgeon.artifact import byte_limit, check_output
 from revsurgeon.checkpoints import write_network
 from revsurgeon.checks.seal import NOT_VERIFIED, RECORD
 from revsurgeon.errors import UsageError
+from revsurgeon.inference_mode import outside_inference_mode
 from revsurgeon.origin import Origin
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.recipes.overrides import overridden
@@ -24,6 +25,7 @@ from revsurgeon.sources.inputs import InputSpec
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
+@outside_inference_mode
 def convert(
     source: str,
     mode: str = "dr2",

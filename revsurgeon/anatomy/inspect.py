@@ -20,6 +20,7 @@ from revsurgeon.anatomy.proxies import CONSTANT_TYPES, TraceError
 from revsurgeon.anatomy.report import Anatomy, Block, Chain, Reason, Segment, Skipped
 from revsurgeon.anatomy.segment import BlockGraphs, residual_scopes, segment_block
 from revsurgeon.anatomy.trace import Trace, trace_block
+from revsurgeon.inference_mode import outside_inference_mode
 
 
 @dataclass
@@ -35,6 +36,7 @@ class _Cover:
     way: tuple[Stamp, torch.Tensor, Stamp] | None = None
 
 
+@outside_inference_mode
 def inspect(
     model: nn.Module,
     example_inputs: ExampleInputs,

@@ -20,6 +20,7 @@ from revsurgeon.checks.report import CheckResult, Measurement, Report, result_of
 from revsurgeon.checks.steps import NETWORK_ERRORS, refusal
 from revsurgeon.checks.subject import Options, Subject
 from revsurgeon.errors import RevsurgeonError, UsageError
+from revsurgeon.inference_mode import outside_inference_mode
 from revsurgeon.reversible.coefficients import get_coefficients
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -32,6 +33,7 @@ Progress = Callable[[str], None]
 Extent = Literal["full", "partial", "quick", "by block"]
 
 
+@outside_inference_mode
 def verify(
     path_or_model: str | Path | nn.Module,
     example_inputs: Any = None,

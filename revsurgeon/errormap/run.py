@@ -17,9 +17,11 @@ from revsurgeon.errormap.subject import subject_of
 from revsurgeon.errormap.sweep import Sweep
 from revsurgeon.errormap.workers import measure_points
 from revsurgeon.errors import UsageError
+from revsurgeon.inference_mode import outside_inference_mode
 from revsurgeon.recipes import Recipe
 
 
+@outside_inference_mode
 def errmap(
     path_or_model: str | Path | nn.Module,
     *,

@@ -22,6 +22,7 @@ from revsurgeon.exporting.inference import for_inference, outputs_of, plain_outp
 from revsurgeon.exporting.program import Batch, Program, traced
 from revsurgeon.exporting.publish import check_target, published
 from revsurgeon.exporting.weights import write_weights
+from revsurgeon.inference_mode import outside_inference_mode
 from revsurgeon.origin import origin_of
 from revsurgeon.reversible.coefficients import get_coefficients, some_chains
 from revsurgeon.reversible.sharding import has_sharded_parts
@@ -67,6 +68,7 @@ class Export:
         return {**asdict(self), "path": str(self.path), "files": [str(file) for file in self.files]}
 
 
+@outside_inference_mode
 def export(
     model: nn.Module | str | Path,
     to: str = "torch-export",

@@ -11,6 +11,7 @@ from torch import nn
 
 from revsurgeon.anatomy.probe import ExampleInputs
 from revsurgeon.errors import UsageError
+from revsurgeon.inference_mode import outside_inference_mode
 from revsurgeon.memory.adapters import add_adapters
 from revsurgeon.memory.advice import advice
 from revsurgeon.memory.fit import find_largest
@@ -33,6 +34,7 @@ NOTES = (
 )
 
 
+@outside_inference_mode
 def estimate_memory(
     source_or_model: str | Path | nn.Module,
     *,

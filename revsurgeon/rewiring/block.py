@@ -28,6 +28,7 @@ from revsurgeon.anatomy.proxies import CONSTANT_TYPES, TraceError
 from revsurgeon.anatomy.segment import BlockGraphs, segment_block
 from revsurgeon.anatomy.trace import Trace, trace_block
 from revsurgeon.errors import ChainBrokenError, UnsupportedModelError
+from revsurgeon.inference_mode import outside_inference_mode
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.chunks import Chunks
 from revsurgeon.reversible.record import SegmentCall, SegmentMemory
@@ -244,6 +245,7 @@ class RewiredForward:
             for m in modules
         )
 
+    @outside_inference_mode
     def _make_plan(self, args: Any, kwargs: Any, leaves: list[Any], x: torch.Tensor) -> Plan:
         if torch.compiler.is_exporting():
             with outside_export():

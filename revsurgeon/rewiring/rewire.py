@@ -12,6 +12,7 @@ from torch import nn
 from revsurgeon.anatomy import Anatomy, inspect
 from revsurgeon.anatomy.probe import ExampleInputs, untouched
 from revsurgeon.errors import UnsupportedModelError
+from revsurgeon.inference_mode import outside_inference_mode
 from revsurgeon.recipes import Recipe, load_recipe
 from revsurgeon.reversible.chain import Chain
 from revsurgeon.reversible.coefficients import chains, get_coefficients
@@ -53,6 +54,7 @@ class ChainSpec:
     chunks: int = 1
 
 
+@outside_inference_mode
 def rewire(
     model: Network,
     mode: str = "dr2",

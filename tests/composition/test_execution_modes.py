@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import revsurgeon as rs
 from tests.composition.agreement import (
+    COEFFICIENTS,
     assert_agree,
     both_arithmetics,
     gradients_of,
@@ -21,6 +24,7 @@ from tests.composition.agreement import (
     rewired_from,
     stack,
 )
+from tests.models import residual_stack
 
 
 @both_arithmetics
@@ -109,6 +113,39 @@ def test_inference_mode_and_no_grad_compute_what_training_does(arithmetic: str) 
     with torch.inference_mode():
         assert torch.equal(network(*inputs), expected)
     assert_agree(network, lambda: loss_of(network, inputs).backward(), arithmetic)
+
+
+@both_arithmetics
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_the_first_call_of_a_kind_may_be_in_inference_mode(arithmetic: str, training: bool) -> None:
+    network, inputs = stack(arithmetic, training=training)
+
+    def output(mode: contextlib.AbstractContextManager[Any]) -> torch.Tensor:
+        torch.manual_seed(0)
+        with mode:
+            return copy.deepcopy(network)(*inputs)  # a copy has made no call yet
+
+    assert torch.equal(output(torch.inference_mode()), output(torch.no_grad()))
+
+
+@pytest.mark.parametrize("inside", ["inputs", "rewiring"])
+def test_a_network_that_was_rewired_in_inference_mode_is_trained_outside(inside: str) -> None:
+    network, x = residual_stack()[0], torch.randn(3, 5, 8)
+    with torch.inference_mode():
+        example = torch.randn(3, 5, 8)
+    with torch.inference_mode(inside == "rewiring"):
+        rs.rewire(network, example_inputs=example, arithmetic="exact")
+    rs.set_coefficients(network, *COEFFICIENTS["exact"])
+    assert_agree(network, lambda: loss_of(network, (x,)).backward(), "exact")
+
+
+def test_a_network_that_was_made_in_inference_mode_is_rewired_for_inference() -> None:
+    with torch.inference_mode():
+        network, inputs = residual_stack()
+        expected = network(*inputs)
+        rs.rewire(network, example_inputs=inputs)
+        rs.set_coefficients(network, 1.0, 0.0)
+        assert torch.equal(network(*inputs), expected)
 
 
 @both_arithmetics
