@@ -123,7 +123,8 @@ class Chain:
         recomputed = torch._C._current_graph_task_id() != -1  # a forward inside of a backward
         cut = self._cut.get(thread, _nothing)()
         last = self._lost.get(thread, position) if run is None else run.position
-        if position > 0 and (recomputed or x is cut or last < position):
+        changed = run is not None and run.handed is not None and run.handed.is_object(x)
+        if changed or (position > 0 and (recomputed or x is cut or last < position)):
             raise self._broken(path)
         if run is not None and run.how != "plain":
             self._cut[thread] = weakref.ref(run.x) if run.handed is None else run.handed.reference

@@ -46,9 +46,13 @@ class HandedOut:
 
     def is_same(self, x: torch.Tensor) -> bool:
         """Whether a tensor is x, the object itself or a full alias of it, unchanged."""
-        if x is not self.reference() and not is_alias(x, self.x):
-            return False
-        return self._version is None or x.is_inference() or x._version == self._version
+        return self.is_object(x) and (
+            self._version is None or x.is_inference() or x._version == self._version
+        )
+
+    def is_object(self, x: torch.Tensor) -> bool:
+        """Whether a tensor is x, the object itself or a full alias of it, changed or not."""
+        return x is self.reference() or is_alias(x, self.x)
 
 
 def is_alias(x: torch.Tensor, other: torch.Tensor) -> bool:

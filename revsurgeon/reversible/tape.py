@@ -70,6 +70,7 @@ class Tape:
         self._anchors: dict[int, Held] = {}  # streams behind a segment, by its index
         self.records: list[Record] = []
         self.streams: Streams | None = None  # the latest ones, while the chain runs
+        self._version = 0  # of x among them: in float arithmetic it is what the blocks hand on
         self._end: Held | None = None
         self._cursor: tuple[int, Streams] | None = None
         self._own = False  # whether nobody else holds the streams at the cursor
@@ -111,6 +112,7 @@ class Tape:
         value = arithmetic.value(next_x, record.dtype)
         # An alias: what is returned gets a graph that leads back here, and must not be held from here.
         self.streams = Streams(next_x.detach(), next_y)
+        self._version = next_x._version
         if self.anchor_every and len(self.records) % self.anchor_every == 0:
             self._anchors[len(self.records) - 1] = Held(self.streams.x, self.streams.y)
         return value, sides
@@ -217,6 +219,11 @@ class Tape:
                 raise RevsurgeonError(
                     f"backward runs a second time through {self.name}, whose streams have been let go.",
                     hint="Pass retain_graph=True to the first backward.",
+                )
+            if self.streams.x._version != self._version:
+                raise ChainBrokenError(
+                    f"what a block of {self.name!r} returned was changed in place before this gradient.",
+                    hint="Change a copy (x.clone()), or exclude the block in the recipe.",
                 )
             held = self.streams.x, self.streams.y
         self._own = False

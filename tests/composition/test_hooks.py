@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.composition.agreement import (
     stack,
 )
 from tests.gradients import relative_error
+from tests.usage.networks import Twice
 
 
 def seen_by(
@@ -152,6 +154,38 @@ def test_a_hook_that_replaces_the_stream_inside_a_chain_is_refused(
     broken = pytest.raises(rs.ChainBrokenError, match="was not handed what the block before")
     with torch.set_grad_enabled(gradients), broken:
         network(*inputs)
+
+
+@both_arithmetics
+@pytest.mark.parametrize("stored", [False, True], ids=["reversible", "stored"])
+def test_a_write_to_the_stream_is_refused_where_the_chain_might_begin_anew(
+    arithmetic: str, stored: bool
+) -> None:
+    network, inputs = rewired_from(Twice, arithmetic)
+    network.blocks[-1].register_forward_hook(lambda module, args, output: output.mul_(0.5))
+    refused = pytest.raises(rs.ChainBrokenError, match="was not handed what the block before")
+    with rs.stored_activations(network) if stored else contextlib.nullcontext(), refused:
+        network(*inputs)
+
+
+@both_arithmetics
+def test_a_gradient_taken_behind_a_write_to_the_stream_is_right_or_refused(arithmetic: str) -> None:
+    network, inputs = stack(arithmetic)
+    taken: list[tuple[torch.Tensor, ...]] = []
+
+    def write(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        output.mul_(0.5)
+        taken.append(torch.autograd.grad(output.square().sum(), list(module.parameters())))
+
+    network.eval().blocks[1].register_forward_hook(write)
+    with rs.stored_activations(network), pytest.raises(rs.ChainBrokenError, match="was not handed"):
+        network(*inputs)
+    # In float arithmetic what a block returns is the stream itself.
+    match = "was changed in place before this gradient" if arithmetic == "float" else "was not handed"
+    with pytest.raises(rs.ChainBrokenError, match=match):
+        network(*inputs)
+    expected, *found = taken
+    assert all(map(torch.equal, found[0], expected)) if arithmetic == "exact" else not found
 
 
 @both_arithmetics

@@ -19,6 +19,10 @@ RUNS = ("a", "b")
 """Two forwards may be alive at a time."""
 
 
+ACTIONS = {"tap": 12, "grad": 4, "random": 2, "scale the gradient": 2, "write": 1}
+"""What a hook on a block does, and how often."""
+
+
 def program(seed: int, blocks: int) -> list[Step]:
     """A random program.
 
@@ -41,7 +45,7 @@ def _chance(draw: random.Random, probability: float) -> bool:
 
 def _forward(draw: random.Random, blocks: int) -> Step:
     hooks = [
-        (draw.randrange(blocks), draw.choices(["tap", "grad", "random"], [6, 2, 1])[0], _chance(draw, 0.5))
+        (draw.randrange(blocks), draw.choices(list(ACTIONS), list(ACTIONS.values()))[0], _chance(draw, 0.5))
         for _ in range(draw.randint(0, 4))
     ]
     return Step(
@@ -101,5 +105,9 @@ def _other(draw: random.Random, blocks: int) -> Step:
             Step("drop", {"run": draw.choice(RUNS), "what": draw.choice(["run", "output", f"tap {block}"])}),
             Step("change", {"block": block}),
             Step("copy"),
+            Step(
+                "write", {"run": draw.choice(RUNS), "what": draw.choice(["output", "input", f"tap {block}"])}
+            ),
+            Step("chunk", {"pieces": draw.choice([1, 2, 3])}),
         ]
     )

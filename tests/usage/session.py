@@ -74,6 +74,11 @@ class Session:
                 kept[f"tap {block}"] = output
             elif action == "random":
                 torch.rand(3)
+            elif action == "write":
+                output.mul_(0.5)
+            elif action == "scale the gradient":
+                if output.requires_grad:
+                    output.register_hook(lambda gradient: 2 * gradient)
             elif output.requires_grad and parameters:
                 given.extend(self._grad(output.square().sum(), parameters, retain))
 
@@ -140,6 +145,15 @@ class Session:
             self.alive.pop(run, None)
         else:
             self.alive.get(run, {}).pop(what, None)
+
+    def write(self, run: str, what: str) -> None:
+        tensor = self.alive.get(run, {}).get(what)
+        if tensor is not None and not (tensor.is_leaf and tensor.requires_grad) and not tensor.is_inference():
+            tensor.mul_(0.5)
+
+    def chunk(self, pieces: int) -> None:
+        for chain in rs.chains(self.network):
+            chain.chunks = pieces
 
     @torch.no_grad()
     def change(self, block: int) -> None:
