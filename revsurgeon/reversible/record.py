@@ -101,11 +101,11 @@ class Record:
         self.call = replace(call, extras=[])
         parameters, self.modules = call.uses()
         self.parameters = [p for p in parameters if p.requires_grad]
+        self.watched = [*parameters, *(e for e in self.extras if isinstance(e, torch.Tensor))]
         self.versions = self._versions()
 
     def _versions(self) -> list[int]:
-        watched = [*(e for e in self.extras if isinstance(e, torch.Tensor)), *self.parameters]
-        return [-1 if t.is_inference() else t._version for t in watched]
+        return [-1 if t.is_inference() else t._version for t in self.watched]
 
     def room_for_y(self, behind: torch.Tensor) -> torch.Tensor:
         """Memory for y before the segment, in the layout that it had, for values like x behind it."""

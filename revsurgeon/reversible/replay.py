@@ -18,6 +18,9 @@ from revsurgeon.errors import ChainBrokenError
 
 BufferKey = tuple[int, str]
 
+Slot = tuple[Any, Any, Any]
+"""A dictionary or a list, a key or an index, and what is there."""
+
 
 @dataclass
 class RandomStates:
@@ -60,6 +63,14 @@ def _device_module(device: torch.device) -> Any:
     return module if hasattr(module, "get_rng_state") else None
 
 
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+_TORCHS = frozenset(vars(nn.Module()))
+"""Attributes that torch keeps its own things in."""
+
+_NOTHING = object()
+
+
 @dataclass
 class ChangingBuffers:
     """Which buffers a segment's forward changes, by the training flags of the modules that own them.
@@ -81,8 +92,8 @@ class Replay:
         autocast: (device type, enabled, dtype) for every device type that matters.
         buffers: (owner's dictionary, name, value before the run) of every buffer that it changed.
         tensors: (owner's dictionary, name, tensor) of its parameters and of the buffers that it only read.
-        versions: of the buffers that it only read.
-        training: the flag of every module.
+        versions: of the buffers that it only read, and of tensors that are plain attributes.
+        attributes: what modules keep in training flags, numbers, tensors and other plain values.
     """
 
     random: RandomStates | None = None
@@ -92,14 +103,17 @@ class Replay:
     buffers: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)
     tensors: list[tuple[dict[str, Any], str, torch.Tensor]] = field(default_factory=list)
     versions: list[tuple[str, torch.Tensor, int]] = field(default_factory=list)
-    training: list[tuple[nn.Module, bool]] = field(default_factory=list)
+    attributes: list[Slot] = field(default_factory=list)
 
     @contextlib.contextmanager
     def noting(
         self, modules: Collection[nn.Module], device: torch.device, changing: ChangingBuffers
     ) -> Iterator[None]:
         """Run the segment for the first time inside this context."""
-        self.training = [(module, module.training) for module in modules]
+        self.attributes = _attributes(modules)
+        watched = [(n, v) for _, n, v in self.attributes if type(v) is torch.Tensor or type(v) is tuple]
+        tensors = [(str(n), t) for n, v in watched for t in (v if type(v) is tuple else (v,)) if _counts(t)]
+        self.versions = [(name, tensor, tensor._version) for name, tensor in tensors]
         self.tensors = [
             (module._parameters, name, parameter)
             for module in modules
@@ -155,11 +169,9 @@ class Replay:
         """
         self._check_versions()
         # Others than the forward's: behind torch.func.functional_call, say, they are the module's own again.
-        others = [(o, n, t) for o, n, t in self.tensors if o.get(n) is not t and _in_memory(n, t)]
-        switched = [(module, flag) for module, flag in self.training if module.training is not flag]
-        present: list[tuple[dict[str, Any], str, Any]] = [
-            (owner, name, owner.get(name)) for owner, name, _ in (*self.buffers, *others)
-        ]
+        others: list[Slot] = [(o, n, t) for o, n, t in self.tensors if o.get(n) is not t and _in_memory(n, t)]
+        others += [slot for slot in self.attributes if _held(slot) is not slot[2]]
+        present = [(slot[0], slot[1], _held(slot)) for slot in (*self.buffers, *others)]
         now = RandomStates.now(device) if self.random else None
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
@@ -172,10 +184,8 @@ class Replay:
                     self.random.restore()
                 for owner, name, kept in self.buffers:
                     owner[name] = kept.clone()
-                for owner, name, tensor in others:
-                    owner[name] = tensor
-                for module, flag in switched:
-                    module.training = flag
+                for slot in others:
+                    _put(slot)
                 yield
                 if self.random and RandomStates.now(device).digest() != self.random_after:
                     raise ChainBrokenError(
@@ -184,10 +194,8 @@ class Replay:
                         "hook inside the segment that draws at times only.",
                     )
             finally:
-                for owner, name, value in present:
-                    owner[name] = value
-                for module, flag in switched:
-                    module.training = not flag
+                for slot in present:
+                    _put(slot)
                 if now:
                     now.restore()
 
@@ -195,10 +203,60 @@ class Replay:
         for name, buffer, version in self.versions:
             if buffer._version != version:
                 raise ChainBrokenError(
-                    "a buffer was changed between forward and backward.",
+                    "a tensor that a module keeps was changed in place between forward and backward.",
                     where=name,
                     hint="Run backward before the next forward in training mode, or before loading weights.",
                 )
+
+
+def _attributes(modules: Collection[nn.Module]) -> list[Slot]:
+    """What modules keep in plain attributes, and in lists and dictionaries that are attributes."""
+    slots: list[Slot] = []
+    for own in map(vars, modules):
+        for name, value in own.items():  # a loop of every step: most values end at the first comparison
+            if type(value) in _PLAIN:
+                slots.append((own, name, value))
+            elif name in _TORCHS:
+                continue
+            elif type(value) in (list, dict):
+                entries = list(enumerate(value) if type(value) is list else value.items())
+                if all(_is_plain(entry) for _, entry in entries):
+                    slots.append((own, name, value))
+                    slots += [(value, key, entry) for key, entry in entries]
+            elif _is_plain(value):
+                slots.append((own, name, value))
+    return slots
+
+
+def _is_plain(value: Any) -> bool:
+    """A value without a graph, which would keep the chain alive that it leads to."""
+    kind = type(value)
+    if kind is tuple:
+        return all(map(_is_plain, value))
+    return kind in _PLAIN or (kind is torch.Tensor and value.grad_fn is None)
+
+
+def _counts(value: Any) -> bool:
+    """Whether a value is a tensor that counts its changes."""
+    return type(value) is torch.Tensor and not value.is_inference()
+
+
+def _held(slot: Slot) -> Any:
+    owner, key, _ = slot
+    if type(owner) is list and key >= len(owner):
+        raise ChainBrokenError(
+            "a list that a module keeps got shorter between forward and backward.",
+            hint="Run backward before it is changed.",
+        )
+    return owner.get(key, _NOTHING) if type(owner) is dict else owner[key]
+
+
+def _put(slot: Slot) -> None:
+    owner, key, value = slot
+    if value is not _NOTHING:
+        owner[key] = value
+    else:
+        owner.pop(key, None)
 
 
 def _in_memory(name: str, tensor: torch.Tensor) -> bool:

@@ -109,7 +109,9 @@ class PlannedSegment:
             owner = block.get_submodule(owner_path)
             modules[id(owner)] = owner
             tensor = getattr(owner, name)
-            if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+            if isinstance(tensor, nn.Parameter) or (
+                isinstance(tensor, torch.Tensor) and tensor.requires_grad
+            ):
                 parameters[id(tensor)] = tensor
         return list(parameters.values()), list(modules.values())
 

@@ -10,7 +10,16 @@ from torch import nn
 from torch.func import functional_call
 
 import revsurgeon as rs
-from tests.composition.agreement import assert_agree, both_arithmetics, gradients_of, loss_of, rewired, stack
+from tests.composition.agreement import (
+    assert_agree,
+    both_arithmetics,
+    gradients_of,
+    loss_of,
+    rewired,
+    rewired_from,
+    stack,
+)
+from tests.models import Stack
 
 
 @both_arithmetics
@@ -74,8 +83,104 @@ def test_a_buffer_changed_before_backward_is_refused(arithmetic: str) -> None:
     loss = loss_of(network, inputs)
     with torch.no_grad():
         network.train()(*inputs)  # moves the running statistics that the first forward used
-    with pytest.raises(rs.ChainBrokenError, match="a buffer was changed between forward and backward"):
+    with pytest.raises(rs.ChainBrokenError, match="keeps was changed in place between forward and backward"):
         loss.backward()
+
+
+class Scaling(nn.Module):
+    """Multiplies by a tensor that it keeps somewhere."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+        self.put(torch.linspace(0.5, 1.5, 8))
+
+    def put(self, scale: torch.Tensor) -> None:
+        if self.place == "attribute":
+            self.scale = scale
+        elif self.place == "buffer":
+            self.register_buffer("scale", scale)
+        elif self.place == "frozen parameter":
+            self.scale = nn.Parameter(scale, requires_grad=False)
+        elif self.place == "list":
+            self.scales = [scale]
+        elif self.place == "dictionary":
+            self.kept = {"scale": scale}
+        else:
+            self.pair = (scale, 1)
+
+    def get(self) -> torch.Tensor:
+        if self.place == "list":
+            return self.scales[0]
+        if self.place == "dictionary":
+            return self.kept["scale"]
+        return self.pair[0] if self.place == "tuple" else self.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.get()
+
+
+class ScalingBlock(nn.Module):
+    """A residual block that scales in a module of its own, or (place "inlined") in its own code."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.scaling = Scaling("attribute" if place == "inlined" else place)
+        self.inlined = place == "inlined"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.norm(x)
+        return x + self.linear(h * self.scaling.scale if self.inlined else self.scaling(h))
+
+
+PLACES = ("attribute", "inlined", "buffer", "frozen parameter", "list", "dictionary", "tuple")
+
+
+@both_arithmetics
+@pytest.mark.parametrize("place", PLACES)
+def test_what_a_module_keeps_is_what_it_was_in_the_recomputation(arithmetic: str, place: str) -> None:
+    network, inputs = rewired_from(lambda: Stack(*(ScalingBlock(place) for _ in range(4))), arithmetic)
+    scaling = network.blocks[1].scaling
+
+    def run() -> None:
+        before = scaling.get()
+        loss = loss_of(network, inputs)
+        scaling.put(3 * before)
+        loss.backward()
+        assert torch.equal(scaling.get(), 3 * before)
+        scaling.put(before)
+
+    assert_agree(network, run, arithmetic)
+
+
+@both_arithmetics
+@pytest.mark.parametrize("place", PLACES)
+def test_what_a_module_keeps_and_changes_in_place_before_backward_is_refused(
+    arithmetic: str, place: str
+) -> None:
+    network, inputs = rewired_from(lambda: Stack(*(ScalingBlock(place) for _ in range(4))), arithmetic)
+    loss = loss_of(network, inputs)
+    with torch.no_grad():
+        network.blocks[1].scaling.get().mul_(3)
+    with pytest.raises(rs.ChainBrokenError, match="changed in place between forward and backward"):
+        loss.backward()
+
+
+@both_arithmetics
+def test_numbers_that_a_module_keeps_are_what_they_were_in_the_recomputation(arithmetic: str) -> None:
+    network, inputs = stack(arithmetic)
+
+    def run() -> None:
+        loss = loss_of(network, inputs)
+        for block in network.blocks:
+            block.norm.eps, block.dropout.p = 0.5, 0.9
+        loss.backward()
+        for block in network.blocks:
+            assert (block.norm.eps, block.dropout.p) == (0.5, 0.9)
+            block.norm.eps, block.dropout.p = 1e-5, 0.2
+
+    assert_agree(network, run, arithmetic)
 
 
 @both_arithmetics
