@@ -69,7 +69,7 @@ def _settle(
 ) -> None:
     def find(whole: SegmentCall) -> int | None:
         # What looks alike is alike: the same code over modules of the same kinds and sizes.
-        alike = (segment.function.__code__, repr(whole.uses()[1]), x.shape)
+        alike = (segment.function.__code__, repr(whole.modules()), x.shape)
         if alike not in found:
             found[alike] = independent_dimension(whole, x, alpha)
         return found[alike]

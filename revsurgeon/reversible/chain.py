@@ -227,14 +227,14 @@ class Chain:
             run.x = run.arithmetic.value(run.streams.x, run.dtype)
 
     def _check_plain(self, run: Run, call: SegmentCall) -> None:
-        if torch.is_grad_enabled() and call.block.training and not self.stored:
-            parameters, _ = call.uses()
-            if run.x.requires_grad or any(p.requires_grad for p in parameters):
-                raise RevsurgeonError(
-                    f"chain {self.name!r} cannot be trained reversibly at beta = 0.",
-                    hint="Set a beta of at least 2**-16 (revsurgeon.set_coefficients; exact arithmetic "
-                    "affords small ones), or train inside `with revsurgeon.stored_activations(model):`.",
-                )
+        if not (torch.is_grad_enabled() and call.block.training) or self.stored:
+            return
+        if run.x.requires_grad or any(p.requires_grad for p in call.parameters()):
+            raise RevsurgeonError(
+                f"chain {self.name!r} cannot be trained reversibly at beta = 0.",
+                hint="Set a beta of at least 2**-16 (revsurgeon.set_coefficients; exact arithmetic "
+                "affords small ones), or train inside `with revsurgeon.stored_activations(model):`.",
+            )
 
     def _advance_reversible(self, run: Run, call: SegmentCall) -> None:
         assert run.tape is not None

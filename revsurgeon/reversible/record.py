@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -59,7 +60,8 @@ class SegmentCall:
         function: ``(block, x, alpha, *extras) -> G(x; alpha)``.
         block: the live block.
         extras: what the function reads besides the stream: tensors and constants.
-        uses: gives all parameters that it uses, each once, and all modules whose buffers it may change.
+        parameters: gives all parameters that it uses, each once.
+        modules: gives all modules whose buffers it may change.
         memory: shared by all calls of the segment.
         chunks: how it is run piece by piece; None runs it whole.
         sides: how many values the function returns behind G: what the block gives out beside the stream.
@@ -69,7 +71,8 @@ class SegmentCall:
     function: Callable[..., torch.Tensor]
     block: nn.Module
     extras: list[Any]
-    uses: Callable[[], tuple[list[torch.Tensor], list[nn.Module]]]
+    parameters: Callable[[], list[torch.Tensor]]
+    modules: Callable[[], list[nn.Module]]
     memory: SegmentMemory
     chunks: Chunks | None = None
     sides: int = 0
@@ -99,7 +102,7 @@ class Record:
         # Detached: a graph that led back into this chain would keep the tape alive for ever.
         self.extras = [e.detach() if isinstance(e, torch.Tensor) else e for e in call.extras]
         self.call = replace(call, extras=[])
-        parameters, self.modules = call.uses()
+        parameters, self.modules = call.parameters(), call.modules()
         self.parameters = [p for p in parameters if p.requires_grad]
         self.watched = [*parameters, *(e for e in self.extras if isinstance(e, torch.Tensor))]
         self.versions = self._versions()
@@ -114,11 +117,18 @@ class Record:
         return torch.empty_strided(behind.shape, self.stride_y, dtype=behind.dtype, device=behind.device)
 
     def check_unchanged(self) -> None:
-        """Whether parameters and arguments still are what the forward used.
+        """Whether parameters, arguments and modules still are what the forward used.
 
         Raises:
-            ChainBrokenError: one was changed in place, or frozen.
+            ChainBrokenError: one was changed in place, or frozen, or a module was replaced.
         """
+        modules = self.call.modules()
+        if len(modules) != len(self.modules) or not all(map(operator.is_, modules, self.modules)):
+            raise ChainBrokenError(
+                "a module was replaced between forward and backward.",
+                where=self.call.name,
+                hint="Replace it before the forward, or after the backward.",
+            )
         if self._versions() != self.versions:
             raise ChainBrokenError(
                 "a parameter or an argument was changed in place between forward and backward.",

@@ -58,8 +58,11 @@ class PlannedSegment:
         """The segment for one call of the live block, compiled if there are options for torch.compile."""
         extras = [leaves[i] for i in self.extras]
         function = self.function if options is None else self._compile(options)
-        uses = functools.partial(self._uses, block)
-        return SegmentCall(self.name, function, block, extras, uses, self.memory, sides=self.sides)
+        parameters = functools.partial(self.parameters, block)
+        modules = functools.partial(self.modules, block)
+        return SegmentCall(
+            self.name, function, block, extras, parameters, modules, self.memory, sides=self.sides
+        )
 
     def cut(self, call: SegmentCall, x: torch.Tensor, alpha: float, count: int) -> None:
         """Have a call run in `count` pieces, if that is the same as running it whole."""
@@ -76,7 +79,7 @@ class PlannedSegment:
             x: the stream.
             find: gives the dimension of a call that is not compiled.
         """
-        made_of = [(m, *m._forward_hooks, *m._forward_pre_hooks) for m in call.uses()[1]]
+        made_of = [(m, *m._forward_hooks, *m._forward_pre_hooks) for m in call.modules()]
         if made_of != self._made_of:  # other layers may mix what these kept apart
             self._made_of, self._dimensions = made_of, {}
         if x.shape not in self._dimensions:
@@ -96,24 +99,27 @@ class PlannedSegment:
             self._compiled = options, run
         return self._compiled[1]
 
-    def _uses(self, block: nn.Module) -> tuple[list[torch.Tensor], list[nn.Module]]:
-        modules: dict[int, nn.Module] = {}
-        for path in self.branch:
-            for module in block.get_submodule(path).modules():
-                modules[id(module)] = module
-        parameters: dict[int, torch.Tensor] = {
-            id(p): p for m in modules.values() for p in m._parameters.values() if p is not None
-        }
+    def modules(self, block: nn.Module) -> list[nn.Module]:
+        """The modules that it calls, with all that is in them, and those that own a tensor that it reads."""
+        owners = (block.get_submodule(path.rpartition(".")[0]) for path in self.attributes)
+        return list({id(module): module for module in (*self._called(block), *owners)}.values())
+
+    def parameters(self, block: nn.Module) -> list[torch.Tensor]:
+        """The parameters that it uses, each once, and other tensors with a gradient that it reads."""
+        found: list[torch.Tensor] = [
+            p for module in self._called(block) for p in module._parameters.values() if p is not None
+        ]
         for path in self.attributes:
-            owner_path, _, name = path.rpartition(".")
-            owner = block.get_submodule(owner_path)
-            modules[id(owner)] = owner
-            tensor = getattr(owner, name)
-            if isinstance(tensor, nn.Parameter) or (
-                isinstance(tensor, torch.Tensor) and tensor.requires_grad
+            owner, _, name = path.rpartition(".")
+            tensor = getattr(block.get_submodule(owner), name)
+            if isinstance(tensor, torch.Tensor) and (
+                tensor.requires_grad or isinstance(tensor, nn.Parameter)
             ):
-                parameters[id(tensor)] = tensor
-        return list(parameters.values()), list(modules.values())
+                found.append(tensor)
+        return list({id(tensor): tensor for tensor in found}.values())
+
+    def _called(self, block: nn.Module) -> list[nn.Module]:
+        return [module for path in self.branch for module in block.get_submodule(path).modules()]
 
 
 @dataclass

@@ -53,7 +53,7 @@ def segment_parameters(model: nn.Module, chain: Chain) -> dict[str, list[str]]:
         forward = by_path[path]
         for plan in forward._plans.values():
             for segment in plan.segments:
-                used, _ = segment._uses(forward.block)
+                used = segment.parameters(forward.block)
                 found.setdefault(segment.name, [names[id(p)] for p in used if id(p) in names])
     return found
 

@@ -168,6 +168,15 @@ def test_what_a_module_keeps_and_changes_in_place_before_backward_is_refused(
 
 
 @both_arithmetics
+def test_a_module_that_is_replaced_before_backward_is_refused(arithmetic: str) -> None:
+    network, inputs = stack(arithmetic)
+    loss = loss_of(network, inputs)
+    network.blocks[1].linear = nn.Linear(8, 8)
+    with pytest.raises(rs.ChainBrokenError, match="a module was replaced between forward and backward"):
+        loss.backward()
+
+
+@both_arithmetics
 def test_numbers_that_a_module_keeps_are_what_they_were_in_the_recomputation(arithmetic: str) -> None:
     network, inputs = stack(arithmetic)
 

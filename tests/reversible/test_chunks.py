@@ -154,7 +154,7 @@ def test_a_segment_is_cut_only_where_its_places_are_independent(function, dimens
     torch.manual_seed(0)
     block = Tokens().train()
     state = {name: t.clone() for name, t in block.state_dict().items()}
-    call = SegmentCall("segment", function, block, [], lambda: ([], []), SegmentMemory())
+    call = SegmentCall("segment", function, block, [], list, list, SegmentMemory())
     assert independent_dimension(call, torch.randn(4, 5, 6), 0.9) == dimension
     assert all(torch.equal(t, state[name]) for name, t in block.state_dict().items())
     assert block.training
@@ -162,7 +162,7 @@ def test_a_segment_is_cut_only_where_its_places_are_independent(function, dimens
 
 def test_looking_for_pieces_leaves_the_random_state_alone():
     block = Tokens()
-    call = SegmentCall("segment", one_mask_for_all_tokens, block, [], lambda: ([], []), SegmentMemory())
+    call = SegmentCall("segment", one_mask_for_all_tokens, block, [], list, list, SegmentMemory())
     x = torch.randn(4, 5, 6)
     before = torch.get_rng_state()
     independent_dimension(call, x, 0.9)
@@ -173,7 +173,7 @@ def test_a_segment_that_reads_a_tensor_beside_the_stream_is_run_whole():
     def masked(block, x, alpha, mask):
         return x * mask + alpha * x
 
-    call = SegmentCall("segment", masked, Tokens(), [torch.ones(4, 5, 6)], lambda: ([], []), SegmentMemory())
+    call = SegmentCall("segment", masked, Tokens(), [torch.ones(4, 5, 6)], list, list, SegmentMemory())
     assert independent_dimension(call, torch.randn(4, 5, 6), 0.9) is None
 
 
