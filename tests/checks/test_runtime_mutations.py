@@ -293,7 +293,7 @@ def forget(**what: Any) -> Callable[[replay.Replay], None]:
 
 
 def in_evaluation(noted: replay.Replay) -> None:
-    noted.training = [(module, False) for module, _ in noted.training]
+    noted.attributes = [(o, n, False if n == "training" else value) for o, n, value in noted.attributes]
 
 
 def noise(where: str) -> Break:
