@@ -1,7 +1,6 @@
 """Draw the comparison: what each way keeps and how high it peaks, of stored activations, and against depth.
 
-A way whose gradients are wrong by a hundredth or more, with dropout off or on, is crossed out: what it saves
-is worth nothing there.
+A way whose gradients are wrong, with dropout off or on, is crossed out: what it saves is worth nothing there.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers_goals import MEASURED
+from benchmarks.peers_goals import MEASURED, is_wrong
 from benchmarks.peers_networks import DEPTHS, SUBJECTS
 from benchmarks.peers_ways import WAYS
 
@@ -26,7 +25,6 @@ LINES: dict[str, dict[str, Any]] = {
 }
 KEPT, PEAK = "#2a6fb0", "#b35900"
 MEGABYTE = 1e6
-WRONG = 1e-2
 
 Row = dict[str, Any]
 
@@ -81,7 +79,8 @@ def _draw_network(
             axes.text(0.5, place, "no figures", ha="center", va="center", color="#888888", fontsize=7,
                       transform=axes.get_yaxis_transform())  # fmt: skip
             continue
-        wrong = max(row["error_float64"], row["error_dropout"]) >= WRONG
+        errors = row["error_float64"], row["error_dropout"]
+        wrong = any(is_wrong(error, stored["error_float64"]) for error in errors)
         for what, color, shift in (("held", KEPT, -0.14), ("peak_without_gradients", PEAK, 0.14)):
             share = row[what] / stored[what]
             marker, size = ("x", 5) if wrong else ("o", 4)

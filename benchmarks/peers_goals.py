@@ -9,7 +9,20 @@ from benchmarks.peers_networks import DEPTHS
 if TYPE_CHECKING:
     from benchmarks.peers_results import Results
 
+WRONG = 1e-2
+"""A relative error of gradients that nobody can train with, where float32 itself is better than that."""
+
 MEASURED, NOT_YET = "measured", "not measured yet"
+
+
+def is_wrong(error: float, of_stored: float) -> bool:
+    """Whether gradients are wrong: off by a hundredth, and by three times what stored activations are off.
+
+    Args:
+        error: relative, of the gradients; NaN is wrong.
+        of_stored: that of stored activations in float32, against float64.
+    """
+    return not error < max(WRONG, 3 * of_stored)
 
 
 def goals(results: Results) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers_goals import is_wrong
 from benchmarks.peers_networks import DEPTHS, SUBJECTS
 from benchmarks.peers_networks import MEASURED as NETWORKS
 from benchmarks.peers_results import MEASURED, NOT_YET, Results
@@ -14,8 +15,6 @@ from benchmarks.peers_ways import WAYS
 BEGIN = "<!-- from here to the end mark: python -m benchmarks.peers --table -->"
 END = "<!-- end mark -->"
 MEGABYTE = 1e6
-WRONG = 1e-2
-"""From this error on a gradient is set in bold."""
 
 Row = dict[str, Any]
 
@@ -73,25 +72,27 @@ def _rows(results: Results, network: str) -> list[Row]:
     return [row for way in WAYS if (row := results.row(network, way))]
 
 
-COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
-    ("saved, MB", lambda row: megabytes(row["saved"])),
-    ("held, MB", lambda row: megabytes(row["held"])),
-    ("peak, MB", lambda row: megabytes(row["peak"])),
-    ("peak without gradients, MB", lambda row: megabytes(row["peak_without_gradients"])),
-    ("step time", lambda row: step_time(row.get("time"))),
-    ("error", lambda row: error(row["error_float64"])),
-    ("error, dropout on", lambda row: error(row["error_dropout"])),
-    ("output moved by", lambda row: error(row["distance"], bold=False)),
+COLUMNS: tuple[tuple[str, Callable[[Row, float], str]], ...] = (
+    ("saved, MB", lambda row, _: megabytes(row["saved"])),
+    ("held, MB", lambda row, _: megabytes(row["held"])),
+    ("peak, MB", lambda row, _: megabytes(row["peak"])),
+    ("peak without gradients, MB", lambda row, _: megabytes(row["peak_without_gradients"])),
+    ("step time", lambda row, _: step_time(row.get("time"))),
+    ("error", lambda row, of_stored: error(row["error_float64"], of_stored)),
+    ("error, dropout on", lambda row, of_stored: error(row["error_dropout"], of_stored)),
+    ("output moved by", lambda row, _: error(row["distance"])),
 )
 
 
 def _network(results: Results, network: str) -> list[str]:
     """One network: a row a way, and below it why some have no figures."""
     rows = _rows(results, network)
+    stored = results.row(network, "stored") or {}
+    of_stored = stored.get("error_float64", 0.0)
     lines = [
         (
             WAYS[row["row"]].title,
-            *(cell(row) if row["status"] == MEASURED else _short(row) for _, cell in COLUMNS),
+            *(cell(row, of_stored) if row["status"] == MEASURED else _short(row) for _, cell in COLUMNS),
         )
         for row in rows
     ]
@@ -144,12 +145,17 @@ def megabytes(count: int | None) -> str:
     return NOT_YET if count is None else f"{count / MEGABYTE:.1f}"
 
 
-def error(value: float, *, bold: bool = True) -> str:
-    """A relative error with one digit, wrong gradients in bold; 0 only where every bit is equal."""
+def error(value: float, of_stored: float | None = None) -> str:
+    """A relative error with one digit, 0 only where every bit is equal.
+
+    Args:
+        value: the error.
+        of_stored: where it is one of gradients, that of stored activations: wrong gradients are bold.
+    """
     if value == 0.0:
         return "0"
     text = f"{value:.0e}".replace("e-0", "e-").replace("e+00", "")
-    return f"**{text}**" if bold and value >= WRONG else text
+    return text if of_stored is None or not is_wrong(value, of_stored) else f"**{text}**"
 
 
 def step_time(time: dict[str, Any] | None) -> str:

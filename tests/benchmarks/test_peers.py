@@ -200,8 +200,9 @@ def test_table_and_file_agree(measured, tmp_path):
         row = measured.row("tiny", way)
         cells = lines[WAYS[way].title].strip("| ").split(" | ")[1:]
         sizes = [megabytes(row[what]) for what in ("saved", "held", "peak", "peak_without_gradients")]
-        errors = [error(row[what]) for what in ("error_float64", "error_dropout")]
-        assert cells == [*sizes, NOT_YET, *errors, error(row["distance"], bold=False)]
+        of_stored = measured.row("tiny", "stored")["error_float64"]
+        errors = [error(row[what], of_stored) for what in ("error_float64", "error_dropout")]
+        assert cells == [*sizes, NOT_YET, *errors, error(row["distance"])]
     assert "memcnn: not installed" in text
     assert f"- {NOT_YET.capitalize()}: selective checkpointing" in text
     assert "ViT-L, 224 x 224" in text.partition(f"### {NOT_YET.capitalize()}")[2]
@@ -221,9 +222,12 @@ def test_the_figure_is_drawn_from_the_file(measured, tmp_path):
 
 
 def test_errors_are_told_with_one_digit_and_wrong_ones_stand_out():
-    assert [error(value) for value in (0.0, 2.4e-7, 0.0099, 0.01, 0.93, 3.0)] == [
-        *("0", "2e-7", "1e-2", "**1e-2**", "**9e-1**", "**3**")
+    assert [error(value, 1e-7) for value in (0.0, 2.4e-7, 0.0099, 0.01, 0.93, 3.0, float("nan"))] == [
+        *("0", "2e-7", "1e-2", "**1e-2**", "**9e-1**", "**3**", "**nan**")
     ]
+    assert error(0.93) == "9e-1"
+    # Where float32 itself is that far off, with stored activations.
+    assert [error(value, 0.02) for value in (0.02, 0.059, 0.061)] == ["2e-2", "6e-2", "**6e-2**"]
 
 
 def results_of(tmp_path: Path, rows: list[dict[str, Any]], device: str = "cpu") -> Results:
