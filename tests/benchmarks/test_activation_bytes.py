@@ -47,7 +47,10 @@ def test_a_float_chain_keeps_two_streams_whatever_its_depth(strategy):
     assert [kept(depth, strategy).in_chains for depth in (6, 12, 24)] == [two_streams] * 3
 
 
-@pytest.mark.parametrize(("beta", "bits"), [(0.01, 7), (0.05, 5), (0.1, 4), (0.3, 2), (0.5, 1), (1.0, 0)])
+@pytest.mark.parametrize(
+    ("beta", "bits"),
+    [pytest.param(0.01, 7, marks=pytest.mark.slow), (0.05, 5), (0.1, 4), (0.3, 2), (0.5, 1), (1.0, 0)],
+)
 def test_an_exact_chain_grows_by_its_bits_an_element_and_segment(beta, bits):
     strategy = Strategy("exact", 1 - beta, beta, "exact")
     two_streams = 2 * ELEMENTS * torch.int32.itemsize  # on this grid the integers fit

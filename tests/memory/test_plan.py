@@ -228,6 +228,7 @@ def test_inputs_that_no_network_of_the_kind_takes_are_told_by_the_network_itself
         rs.estimate_memory(llama(tmp_path), inputs=["input_ids=2x8:int64", "attention_mask=2x9:int64"])
 
 
+@pytest.mark.slow
 def test_a_vit_in_chunks_peaks_at_three_floors() -> None:
     """Two streams and two gradients are one floor; a segment at work and the side buffers are two."""
     row = rs.estimate_memory("timm:vit_small_patch16_224", batch=32, strategies=["chunked"]).row("chunked")

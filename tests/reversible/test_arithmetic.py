@@ -178,6 +178,7 @@ def test_gradients_are_exact_at_any_depth_coefficients_and_magnitude(
     assert_identical(step(network, inputs), step(network, inputs, inside=rs.stored_activations(network)))
 
 
+@pytest.mark.slow
 def test_a_deep_chain_of_96_segments_is_exact_where_float_is_garbage() -> None:
     network, inputs = seeded(lambda: residual_stack(96))
     rs.rewire(network, example_inputs=inputs, arithmetic="exact").train()
