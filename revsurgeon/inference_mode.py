@@ -1,6 +1,7 @@
 """Work that is done outside of torch.inference_mode, wherever it is asked for.
 
-Tensors made in inference mode can never be trained, and count no changes, by which one made in place is seen.
+A tensor made in that mode can never be trained. And it does not count its changes, so that nobody can see
+whether something wrote to it.
 """
 
 from __future__ import annotations

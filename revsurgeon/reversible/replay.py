@@ -111,9 +111,8 @@ class Replay:
     ) -> Iterator[None]:
         """Run the segment for the first time inside this context."""
         self.attributes = _attributes(modules)
-        watched = [(n, v) for _, n, v in self.attributes if type(v) is torch.Tensor or type(v) is tuple]
-        tensors = [(str(n), t) for n, v in watched for t in (v if type(v) is tuple else (v,)) if _counts(t)]
-        self.versions = [(name, tensor, tensor._version) for name, tensor in tensors]
+        kept = [(str(name), value) for _, name, value in self.attributes if type(value) not in _PLAIN]
+        self.versions = [(name, t, t._version) for name, value in kept for t in _tensors(value)]
         self.tensors = [
             (module._parameters, name, parameter)
             for module in modules
@@ -169,9 +168,10 @@ class Replay:
         """
         self._check_versions()
         # Others than the forward's: behind torch.func.functional_call, say, they are the module's own again.
-        others: list[Slot] = [(o, n, t) for o, n, t in self.tensors if o.get(n) is not t and _in_memory(n, t)]
-        others += [slot for slot in self.attributes if _held(slot) is not slot[2]]
-        present = [(slot[0], slot[1], _held(slot)) for slot in (*self.buffers, *others)]
+        others = [slot for slot in (*self.tensors, *self.attributes) if _held(*slot[:2]) is not slot[2]]
+        for _, name, value in others:
+            _check_in_memory(name, value)
+        present = [(owner, name, _held(owner, name)) for owner, name, _ in (*self.buffers, *others)]
         now = RandomStates.now(device) if self.random else None
         with contextlib.ExitStack() as stack:
             for kind, enabled, dtype in self.autocast:
@@ -185,7 +185,7 @@ class Replay:
                 for owner, name, kept in self.buffers:
                     owner[name] = kept.clone()
                 for slot in others:
-                    _put(slot)
+                    _put(*slot)
                 yield
                 if self.random and RandomStates.now(device).digest() != self.random_after:
                     raise ChainBrokenError(
@@ -195,17 +195,17 @@ class Replay:
                     )
             finally:
                 for slot in present:
-                    _put(slot)
+                    _put(*slot)
                 if now:
                     now.restore()
 
     def _check_versions(self) -> None:
-        for name, buffer, version in self.versions:
-            if buffer._version != version:
+        for name, tensor, version in self.versions:
+            if tensor._version != version:
                 raise ChainBrokenError(
                     "a tensor that a module keeps was changed in place between forward and backward.",
                     where=name,
-                    hint="Run backward before the next forward in training mode, or before loading weights.",
+                    hint="Run backward before what changes it: loading weights, say, or another forward.",
                 )
 
 
@@ -236,39 +236,39 @@ def _is_plain(value: Any) -> bool:
     return kind in _PLAIN or (kind is torch.Tensor and value.grad_fn is None)
 
 
-def _counts(value: Any) -> bool:
-    """Whether a value is a tensor that counts its changes."""
-    return type(value) is torch.Tensor and not value.is_inference()
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors that a plain value is made of, as far as they count their changes."""
+    if type(value) is tuple:
+        for entry in value:
+            yield from _tensors(entry)
+    elif type(value) is torch.Tensor and not value.is_inference():
+        yield value
 
 
-def _held(slot: Slot) -> Any:
-    owner, key, _ = slot
-    if type(owner) is list and key >= len(owner):
+def _held(owner: Any, key: Any) -> Any:
+    """What is in a slot now."""
+    if type(owner) is not list:
+        return owner.get(key, _NOTHING)
+    if key >= len(owner):
         raise ChainBrokenError(
             "a list that a module keeps got shorter between forward and backward.",
             hint="Run backward before it is changed.",
         )
-    return owner.get(key, _NOTHING) if type(owner) is dict else owner[key]
+    return owner[key]
 
 
-def _put(slot: Slot) -> None:
-    owner, key, value = slot
+def _put(owner: Any, key: Any, value: Any) -> None:
     if value is not _NOTHING:
         owner[key] = value
     else:
         owner.pop(key, None)
 
 
-def _in_memory(name: str, tensor: torch.Tensor) -> bool:
-    """True.
-
-    Raises:
-        ChainBrokenError: the memory of the parameter that the forward used was freed.
-    """
-    if tensor.numel() and not tensor.untyped_storage().size():
+def _check_in_memory(name: Any, value: Any) -> None:
+    """Refuse to put back a tensor whose memory was freed."""
+    if isinstance(value, torch.Tensor) and value.numel() and not value.untyped_storage().size():
         raise ChainBrokenError(
-            "a parameter that the forward used is no longer in memory.",
-            where=name,
+            "a tensor that the forward used is no longer in memory.",
+            where=str(name),
             hint="A sharded parameter is only there while its block runs: let the loss depend on the output.",
         )
-    return True

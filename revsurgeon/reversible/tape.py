@@ -42,9 +42,10 @@ class StepBack:
     def split(self, chunks: Chunks) -> list[StepBack]:
         """The step back of every piece."""
         x = chunks.split(self.x)
+        # By the tensor: pieces of one that is both stay one tensor each.
+        pieces = {id(t): chunks.split(t) for t in (self.behind, self.y) if t is not None}
         nothing = (None,) * len(x)
-        behind = nothing if self.behind is None else chunks.split(self.behind)
-        y = behind if self.y is self.behind else nothing if self.y is None else chunks.split(self.y)
+        behind, y = pieces.get(id(self.behind), nothing), pieces.get(id(self.y), nothing)
         return [StepBack(self.arithmetic, self.dtype, *part) for part in zip(x, behind, y, strict=True)]
 
     def complete(self, g: torch.Tensor) -> None:
@@ -169,8 +170,9 @@ class Tape:
 
     @property
     def _lets_go(self) -> bool:
-        """Whether a pass is the last one: the graph is not kept, and the chain is through (a hook may ask
-        for gradients of a block's output before).
+        """Whether a pass is the last one: the graph is not kept, and the chain is through.
+
+        It is not through yet where a hook asks for gradients of a block's output.
         """
         return not self._keep_graph and self.streams is None
 

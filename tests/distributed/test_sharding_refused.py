@@ -81,7 +81,7 @@ REFUSED: dict[Callable[[int, nn.Module], None], str] = {
     before_it_is_rewired: "UnsupportedModelError: FSDPStack is sharded already.",
     before_it_is_saved: "UnsupportedModelError: FSDPStack is sharded: no process has all of its weights.",
     with_another_precision_between_blocks: "ChainBrokenError: block 'blocks.1' was not handed what the block",
-    in_containers_behind_a_tap: "ChainBrokenError: a parameter that the forward used is no longer in memory.",
+    in_containers_behind_a_tap: "ChainBrokenError: a tensor that the forward used is no longer in memory.",
     in_flat_parameters: "shows the parameters that it shards only with use_orig_params=True",
     and_changed_before_backward: "ChainBrokenError: recomputing a segment of 'blocks' gave other bits",
     and_changed_before_backward_while_whole: "ChainBrokenError: a parameter or an argument was changed",
