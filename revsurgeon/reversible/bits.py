@@ -28,9 +28,9 @@ def pack_bits(values: torch.Tensor, bits: int) -> torch.Tensor:
         if width < bits:
             group = group & (2**width - 1)
         planes = group.view(8 // width, -1)
-        packed = planes[0].clone()
-        for place in range(1, 8 // width):
-            packed |= planes[place] << (width * place)
+        packed = planes[-1]
+        for place in reversed(range(8 // width - 1)):
+            packed = planes[place] | (packed << width)
         parts.append(packed)
     if not parts:
         return flat.new_empty(0, dtype=torch.uint8)
@@ -42,15 +42,20 @@ def unpack_bits(packed: torch.Tensor, bits: int, shape: torch.Size) -> torch.Ten
     dtype = torch.int32 if bits > 8 else torch.uint8
     count = shape.numel()
     padded = -(-count // 8) * 8
-    result = torch.zeros(padded, dtype=dtype, device=packed.device)
+    make = torch.empty if bits else torch.zeros  # the first group writes, the others add to it
+    result = make(padded, dtype=dtype, device=packed.device)
     position = 0
     for width, shift in _groups(bits):
         part = packed[position : position + padded * width // 8]
         position += len(part)
-        planes = result.view(8 // width, -1)
-        for place in range(8 // width):
-            value = (part >> (width * place) if place else part) & (2**width - 1)
-            planes[place] |= value.to(dtype) << shift
+        for place, plane in enumerate(result.view(8 // width, -1)):
+            value = part >> (width * place) if place else part
+            if width * (place + 1) < 8:
+                value = value & (2**width - 1)
+            if shift:
+                plane |= value.to(dtype) << shift
+            else:
+                plane.copy_(value)
     return result[:count].view(shape)
 
 

@@ -262,13 +262,14 @@ class Record:
         Raises:
             ChainBrokenError: another one is reached; its gradient would be lost without a word.
         """
-        known = {(edge.node, edge.output_nr) for edge in map(get_gradient_edge, leaves)}
+        leaf_ids = {id(leaf) for leaf in leaves if leaf.is_leaf}
+        known = {(leaf.grad_fn, leaf.output_nr) for leaf in leaves if not leaf.is_leaf}
         stack = [root.grad_fn for root in roots if root.grad_fn is not None]
         seen = set(stack)
         while stack:
             node = stack.pop()
             variable = getattr(node, "variable", None) if type(node) is _LEAF_NODE else None
-            if variable is not None:
+            if variable is not None and id(variable) not in leaf_ids:
                 raise ChainBrokenError(
                     "the segment uses a tensor that needs a gradient and is neither an argument nor a "
                     "parameter of the modules that it calls.",
