@@ -183,18 +183,21 @@ def _momentum(gamma: float) -> Prepare:
 # -- revsurgeon ------------------------------------------------------------------------------------
 
 
-def reversible(alpha: float, beta: float, arithmetic: str, chunks: int = 1) -> Prepare:
+def reversible(
+    alpha: float, beta: float, arithmetic: str, chunks: int = 1, granularity: str = "segment"
+) -> Prepare:
     """A rewired network at given coefficients."""
 
     def prepare(subject: Subject, network: nn.Module, inputs: Any, reference: bool) -> Candidate:
         if chunks > 1 and not hasattr(Chain, "chunks"):
             raise NotMeasured("does not apply", "this version of revsurgeon has no chunks")
         applied = beta
+        recipe = load_recipe(None, "dr2").model_copy(update={"granularity": granularity})
         if reference:  # in float64, where the grid of exact arithmetic is not part of the function
-            rewire_with_checks(network, inputs, load_recipe(None, "dr2"), "float", check=False)
+            rewire_with_checks(network, inputs, recipe, "float", check=False)
             applied = make_arithmetic(arithmetic, beta).beta  # exact arithmetic rounds it to 2^-16
         else:
-            rs.rewire(network, example_inputs=inputs, arithmetic=arithmetic)
+            rs.rewire(network, example_inputs=inputs, recipe=recipe, arithmetic=arithmetic)
         rs.set_coefficients(network, alpha, applied)
         for chain in rs.chains(network):
             chain.merge = "normalized"  # keeps no less than the other rule
@@ -225,6 +228,11 @@ WAYS: dict[str, Way] = {
         f"revsurgeon exact at (.9, .1), {CHUNKS} chunks",
         "(.9, .1)",
         reversible(0.9, 0.1, "exact", chunks=CHUNKS),
+    ),
+    "blocks": Way(
+        "revsurgeon exact at (.9, .1), whole blocks",
+        "(.9, .1)",
+        reversible(0.9, 0.1, "exact", granularity="block"),
     ),
 }
 COMPILED = ("budget-0.5", "budget-0.2")
