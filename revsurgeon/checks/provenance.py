@@ -35,8 +35,10 @@ def run(subject: Subject) -> Found:
     A source on the Hub is taken at the commit that the manifest records. Weights that were cast in the
     conversion are compared after the same cast, which must be one for all. Random weights are drawn again.
     """
-    if subject.path is None or subject.manifest is None:
+    if subject.path is None:
         raise Skipped("a network in memory has no recorded source")
+    if subject.manifest is None:
+        raise Skipped("the artifact cannot be read")
     if subject.options.offline:
         raise Skipped("the source was not looked for (--offline)")
     manifest = subject.manifest
