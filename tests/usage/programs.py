@@ -44,9 +44,10 @@ def _chance(draw: random.Random, probability: float) -> bool:
 
 
 def _forward(draw: random.Random, blocks: int) -> Step:
+    checkpoint = draw.choices(["no", "yes", "reentrant"], [8, 1, 1])[0]
     hooks = [
         (draw.randrange(blocks), draw.choices(list(ACTIONS), list(ACTIONS.values()))[0], _chance(draw, 0.5))
-        for _ in range(draw.randint(0, 4))
+        for _ in range(draw.randint(0, 4) if checkpoint == "no" else 0)
     ]
     return Step(
         "forward",
@@ -56,6 +57,8 @@ def _forward(draw: random.Random, blocks: int) -> Step:
             "input_gradient": _chance(draw, 0.6),
             "mode": draw.choices(["grad", "no_grad", "inference"], [12, 1, 1])[0],
             "autocast": _chance(draw, 0.15),
+            "offload": _chance(draw, 0.1),
+            "checkpoint": checkpoint,
             "hooks": hooks,
         },
     )
@@ -109,5 +112,7 @@ def _other(draw: random.Random, blocks: int) -> Step:
                 "write", {"run": draw.choice(RUNS), "what": draw.choice(["output", "input", f"tap {block}"])}
             ),
             Step("chunk", {"pieces": draw.choice([1, 2, 3])}),
+            Step("anchor", {"every": draw.choice([0, 1, 2, 3])}),
+            Step("rate", {"block": block, "of_dropout": draw.choice([0.0, 0.3])}),
         ]
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 import revsurgeon as rs
 from tests.usage.programs import RUNS, Step
@@ -28,7 +30,9 @@ class Session:
 
     def __init__(self, network: nn.Module, shape: torch.Size, *, stored: bool, retain: bool) -> None:
         self.network = copy.deepcopy(network)
-        self.shape, self.stored, self.retain = shape, stored, retain
+        self.shape, self.retain = shape, retain
+        for chain in rs.chains(self.network):
+            chain.stored = stored  # for good: a checkpoint runs the network again outside of any context
         self.blocks = list(dict.fromkeys(path for chain in rs.chains(network) for path in chain.blocks))
         self.alive: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -44,6 +48,8 @@ class Session:
         input_gradient: bool,
         mode: str,
         autocast: bool,
+        offload: bool,
+        checkpoint: str,
         hooks: Sequence[tuple[int, str, bool]],
     ) -> Values:
         generator = torch.Generator().manual_seed(seed)
@@ -55,13 +61,17 @@ class Session:
                 hook = self._hook(block, action, retain, kept, given)
                 handle = self.network.get_submodule(self.blocks[block]).register_forward_hook(hook)
                 stack.callback(handle.remove)
-            if self.stored:
-                stack.enter_context(rs.stored_activations(self.network))
             if mode != "grad":
                 stack.enter_context(torch.no_grad() if mode == "no_grad" else torch.inference_mode())
             stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast))
+            if offload:
+                stack.enter_context(torch.autograd.graph.save_on_cpu())
+            network: Callable[..., torch.Tensor] = self.network
+            if checkpoint != "no" and (input_gradient or checkpoint == "yes"):
+                reentrant = checkpoint == "reentrant"
+                network = functools.partial(checkpointed, self.network, use_reentrant=reentrant)
             torch.manual_seed(seed)
-            kept["output"] = self.network(x)
+            kept["output"] = network(x)
         self.alive[run] = kept
         return [kept["output"].detach().clone(), *given]
 
@@ -154,6 +164,15 @@ class Session:
     def chunk(self, pieces: int) -> None:
         for chain in rs.chains(self.network):
             chain.chunks = pieces
+
+    def anchor(self, every: int) -> None:
+        for chain in rs.chains(self.network):
+            chain.anchors = every
+
+    def rate(self, block: int, of_dropout: float) -> None:
+        for module in self.network.get_submodule(self.blocks[block]).modules():
+            if isinstance(module, nn.Dropout):
+                module.p = of_dropout
 
     @torch.no_grad()
     def change(self, block: int) -> None:

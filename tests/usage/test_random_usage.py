@@ -16,7 +16,7 @@ from tests.usage.networks import MAKES, SMALL
 @pytest.mark.parametrize("name", SMALL)
 def test_random_programs_agree_with_stored_activations(name: str, arithmetic: str) -> None:
     with cheaper():
-        outcomes = [compare(name, seed, arithmetic) for seed in range(4)]
+        outcomes = [compare(name, seed, arithmetic) for seed in range(4, 8)]
     assert outcomes.count("agrees") >= 2
 
 
