@@ -104,6 +104,7 @@ class Record:
         self.call = replace(call, extras=[])
         parameters, self.modules = call.parameters(), call.modules()
         self.parameters = [p for p in parameters if p.requires_grad]
+        self.frozen = [p for p in parameters if not p.requires_grad]
         self.watched = [*parameters, *(e for e in self.extras if isinstance(e, torch.Tensor))]
         self.versions = self._versions()
 
@@ -120,7 +121,7 @@ class Record:
         """Whether parameters, arguments and modules still are what the forward used.
 
         Raises:
-            ChainBrokenError: one was changed in place, or frozen, or a module was replaced.
+            ChainBrokenError: one was changed in place, or a module was replaced.
         """
         modules = self.call.modules()
         if len(modules) != len(self.modules) or not all(map(operator.is_, modules, self.modules)):
@@ -135,12 +136,20 @@ class Record:
                 where=self.call.name,
                 hint="Run backward before the optimizer's step (and before anything else that writes to it).",
             )
-        if not all(p.requires_grad for p in self.parameters):
-            raise ChainBrokenError(
-                "a parameter was frozen between forward and backward.",
-                where=self.call.name,
-                hint="Call requires_grad_() before the forward, or after the backward.",
-            )
+
+    @contextlib.contextmanager
+    def _trained_as_before(self) -> Iterator[None]:
+        """Freeze and thaw parameters, inside this context, as they were in the forward."""
+        moved = [p for p in self.parameters if not p.requires_grad] + [
+            p for p in self.frozen if p.requires_grad
+        ]
+        for parameter in moved:
+            parameter.requires_grad_(not parameter.requires_grad)
+        try:
+            yield
+        finally:
+            for parameter in moved:
+                parameter.requires_grad_(not parameter.requires_grad)
 
     def first_run(self, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> Values:
         """G(x; alpha) and the side outputs, without keeping anything for autograd.
@@ -172,9 +181,10 @@ class Record:
         """The same value once more, without a graph."""
         self.check_unchanged()
         results = []
-        for piece, replay in zip(self._pieces(x), self.replays, strict=True):
-            with gathered(self.call.block), replay.again(x.device), _kept_nowhere():
-                results.append(self._run(*self._leaves(self._seen(piece)))[0].detach())
+        with self._trained_as_before():
+            for piece, replay in zip(self._pieces(x), self.replays, strict=True):
+                with gathered(self.call.block), replay.again(x.device), _kept_nowhere():
+                    results.append(self._run(*self._leaves(self._seen(piece)))[0].detach())
         return self._joined(results)
 
     def differentiate(
@@ -193,13 +203,19 @@ class Record:
         Returns:
             The gradients of x, of the arguments that need one, and of the parameters.
         """
-        if self.call.chunks is None:
-            (g, sides), leaves = self._run_for_gradient(back.value(), self.replays[0])
-            back.complete(g.detach())
-            pairs = zip(sides, side_grads or [None] * len(sides), strict=True)
-            tensors = [(side, found) for side, found in pairs if isinstance(side, torch.Tensor)]
-            return gradients([(g, grad), *tensors], leaves)
-        return self._differentiate_pieces(self.call.chunks, back, grad)
+        with self._trained_as_before():
+            if self.call.chunks is None:
+                return self._differentiate_whole(back, grad, side_grads)
+            return self._differentiate_pieces(self.call.chunks, back, grad)
+
+    def _differentiate_whole(
+        self, back: WayBack, grad: torch.Tensor | None, side_grads: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor | None]:
+        (g, sides), leaves = self._run_for_gradient(back.value(), self.replays[0])
+        back.complete(g.detach())
+        pairs = zip(sides, side_grads or [None] * len(sides), strict=True)
+        tensors = [(side, found) for side, found in pairs if isinstance(side, torch.Tensor)]
+        return gradients([(g, grad), *tensors], leaves)
 
     def _differentiate_pieces(
         self, chunks: Chunks, back: WayBack, grad: torch.Tensor | None
