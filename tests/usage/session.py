@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 import revsurgeon as rs
@@ -65,7 +66,7 @@ class Session:
                 stack.enter_context(torch.no_grad() if mode == "no_grad" else torch.inference_mode())
             stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast))
             if offload:
-                stack.enter_context(torch.autograd.graph.save_on_cpu())
+                stack.enter_context(saved_tensors_hooks(_offloaded, _nothing_more))
             network: Callable[..., torch.Tensor] = self.network
             if checkpoint != "no" and (input_gradient or checkpoint == "yes"):
                 reentrant = checkpoint == "reentrant"
@@ -181,3 +182,12 @@ class Session:
 
     def copy(self) -> None:
         self.network, self.alive = copy.deepcopy(self.network), {}
+
+
+def _offloaded(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy. (torch's own save_on_cpu copies nothing that is on the CPU already, and misses writes.)"""
+    return tensor.detach().clone()
+
+
+def _nothing_more(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
