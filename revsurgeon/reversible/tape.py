@@ -91,7 +91,7 @@ class Tape:
         ends = [self.streams.y.detach(), self.streams.x.detach()]
         self.streams = None  # so that each can go before the next one is there
         x, y = self.narrow(ends.pop()), self.narrow(ends.pop())
-        self._end = Held(x, y)
+        self._end = self._held(x, y)
         return Streams(x, y)
 
     def advance(self, record: Record, x: torch.Tensor, arguments: Sequence[torch.Tensor]) -> Values:
@@ -115,8 +115,12 @@ class Tape:
         self.streams = Streams(next_x.detach(), next_y)
         self._version = next_x._version
         if self.anchor_every and len(self.records) % self.anchor_every == 0:
-            self._anchors[len(self.records) - 1] = Held(self.streams.x, self.streams.y)
+            self._anchors[len(self.records) - 1] = self._held(self.streams.x, self.streams.y)
         return value, sides
+
+    def _held(self, x: torch.Tensor, y: torch.Tensor) -> Held:
+        # Integers have checksums of their own, which are compared on the way back.
+        return Held(x, y, checked=not isinstance(self.arithmetic, ExactArithmetic))
 
     def pass_by(self, call: SegmentCall, alpha: float, dtype: torch.dtype) -> Values:
         """Run a segment that needs no gradient, nor anything before it: there is no way back to it."""

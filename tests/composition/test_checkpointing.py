@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,30 @@ def test_the_whole_network_may_be_checkpointed(arithmetic: str, reentrant: bool)
 
     assert_agree(network, run, arithmetic, wanted={"x": x, **dict(network.named_parameters())})
     assert_same_without_checkpoint(network, run, x)
+
+
+def other_coefficients(network: nn.Module) -> None:
+    rs.set_coefficients(network, 0.75, 0.26)  # of as many bits
+
+
+def another_rate(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.6
+
+
+@both_arithmetics
+@pytest.mark.parametrize("change", [other_coefficients, another_rate, nn.Module.eval])
+def test_a_checkpoint_that_does_not_repeat_the_chains_forward_is_refused(
+    arithmetic: str, change: Callable[[nn.Module], object]
+) -> None:
+    network, inputs = stack(arithmetic)
+    rs.set_coefficients(network, 0.7, 0.3)
+    out = checkpoint(network, inputs[0].requires_grad_(), use_reentrant=False)
+    change(network)
+    reason = "gave other bits" if arithmetic == "exact" else "came back with other values"
+    with pytest.raises(rs.ChainBrokenError, match=reason):
+        out.square().sum().backward()
 
 
 @both_arithmetics
