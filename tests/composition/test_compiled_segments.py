@@ -48,7 +48,10 @@ def test_compiled_segments_reverse_bit_for_bit():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_s_compiled_segments_reverse_bit_for_bit(name):
-    network, inputs, _ = rewired(NETWORKS[name])
+    # torch's aot_eager traces the gradient of dropout with a GPU's strides, and fails where it is not
+    # contiguous on a CPU, with stored activations too. inductor does not.
+    backend = "inductor" if name == "torchvision vit" else "aot_eager"
+    network, inputs, _ = rewired(NETWORKS[name], backend=backend)
     assert_identical(step(network, inputs), step(network, inputs, inside=rs.stored_activations(network)))
 
 
